@@ -1,0 +1,35 @@
+"""Fixtures shared by all tests: where real photos and reference values lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Weights & Biases never goes online and albumentations never asks for its newest version in tests.
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"set {variable} to the folder to run this test")
+    path = Path(value)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{variable} names {path}, which is not a folder")
+    return path
+
+
+@pytest.fixture(scope="session")
+def camvid() -> Path:
+    """Folder with CamVid photos and labels in the MaSS13K layout (environment variable MASSFORMER_CAMVID)."""
+    return _folder("MASSFORMER_CAMVID")
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Folder with tensor names and values of the released network (environment variable MASSFORMER_REFERENCE)."""
+    return _folder("MASSFORMER_REFERENCE")
