@@ -1,0 +1,137 @@
+"""Which classes there are, and how ids in label files become class ids.
+
+K     number of classes
+H, W  height and width of a label map
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from src.structures import IGNORE
+
+IGNORE_COLOUR = (255, 255, 255)
+
+
+@dataclass(frozen=True, eq=False)
+class Taxonomy:
+    """The classes of a dataset; a class's position is its id.
+
+    Attributes:
+        names: K distinct names.
+        colours: (K, 3) uint8 RGB, one colour per class.
+    """
+
+    names: tuple[str, ...]
+    colours: NDArray[np.uint8]
+
+    @classmethod
+    def from_mapping(cls, classes: Mapping[str, Sequence[int]]) -> Self:
+        """Build from an ordered mapping of name to RGB colour, as the configuration holds it.
+
+        Raises:
+            ValueError: no class, more than 254, or a colour that is not three numbers from 0 to 255.
+        """
+        if not 1 <= len(classes) < IGNORE:
+            raise ValueError(
+                f"the taxonomy has {len(classes)} classes; 1 to {IGNORE - 1} fit 8-bit label maps"
+            )
+        for name, colour in classes.items():
+            if len(colour) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in colour):
+                raise ValueError(
+                    f"class {name!r}: colour {list(colour)} is not [red, green, blue], each 0 to 255"
+                )
+        return cls(tuple(classes), np.array([list(c) for c in classes.values()], dtype=np.uint8))
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.names)
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """Class id by name."""
+        return {name: index for index, name in enumerate(self.names)}
+
+    def palette(self) -> bytes:
+        """256 RGB triples for ``PIL.Image.putpalette``: classes first, ignore white, unused entries black."""
+        return self._table().tobytes()
+
+    def colourise(self, label: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Paint a label map: (H, W) uint8 ids to (H, W, 3) uint8 RGB; ignored pixels become white."""
+        return self._table()[label]
+
+    def _table(self) -> NDArray[np.uint8]:
+        table = np.zeros((256, 3), dtype=np.uint8)
+        table[: self.num_classes] = self.colours
+        table[IGNORE] = IGNORE_COLOUR
+        return table
+
+
+class ClassMap:
+    """Translates the raw ids of label files to class ids through a 256-entry table.
+
+    Args:
+        taxonomy: the classes to translate to.
+        mapping: raw id to class, given by name or id; ``ignore`` or 255 means "counts nowhere". None keeps
+            ids as they are. Raw 255 is ignore unless the mapping says otherwise.
+
+    Raises:
+        ValueError: the mapping names a raw id outside 0..255 or a class that does not exist.
+    """
+
+    _UNKNOWN = IGNORE - 1  # free: a taxonomy has at most 254 classes, ids 0..253
+
+    def __init__(self, taxonomy: Taxonomy, mapping: Mapping[int, int | str] | None = None) -> None:
+        if mapping is None:
+            mapping = {class_id: class_id for class_id in range(taxonomy.num_classes)}
+        self._table = np.full(256, self._UNKNOWN, dtype=np.uint8)
+        self._table[IGNORE] = IGNORE
+        for raw, target in mapping.items():
+            if not 0 <= int(raw) <= 255:
+                raise ValueError(f"class_map: raw id {raw} is outside 0..255, the range of 8-bit label maps")
+            self._table[int(raw)] = self._class_id(taxonomy, raw, target)
+
+    @staticmethod
+    def _class_id(taxonomy: Taxonomy, raw: int, target: int | str) -> int:
+        if target in ("ignore", IGNORE):
+            return IGNORE
+        if isinstance(target, str) and target in taxonomy.ids:
+            return taxonomy.ids[target]
+        if isinstance(target, int) and 0 <= target < taxonomy.num_classes:
+            return target
+        classes = ", ".join(f"{index} {name}" for name, index in taxonomy.ids.items())
+        raise ValueError(
+            f"class_map: raw id {raw} maps to {target!r}, which is no class; there are {classes} and ignore"
+        )
+
+    def __call__(self, raw: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+        """Translate a label map.
+
+        Args:
+            raw: (H, W) uint8 raw ids.
+            name: the file, for the error message.
+
+        Returns:
+            (H, W) uint8 class ids and ``IGNORE``.
+
+        Raises:
+            ValueError: the map holds raw ids that the mapping does not know; names the file, the ids and
+                counts.
+        """
+        label = cv2.LUT(np.ascontiguousarray(raw), self._table).astype(np.uint8, copy=False)
+        unknown = label == self._UNKNOWN
+        if unknown.any():
+            ids, counts = np.unique(raw[unknown], return_counts=True)
+            found = ", ".join(f"{i} ({n} pixels)" for i, n in zip(ids.tolist(), counts.tolist(), strict=True))
+            known = np.flatnonzero(self._table != self._UNKNOWN).tolist()
+            raise ValueError(
+                f"{name}: the label map holds ids outside the class map: {found}. Known ids are {known}; "
+                "add the missing ones to data.class_map (255 to ignore them) or correct the file."
+            )
+        return label

@@ -1,0 +1,178 @@
+"""Random training crops of very large photos, window first.
+
+The released pipeline of MaSS13K (CVPR 2025) decodes a photo, resizes all of it (up to 50 megapixels) and then
+cuts 1024x1024 pixels. Here the window is chosen first, from the photo's size and label map alone, and only
+the source pixels under it are resized. The distribution of crops is the same and so are the pixels, up to
+the rounding of the interpolation; the work is a fraction.
+
+    H, W  photo size   h, w  size of the scaled photo   S  crop size
+
+Deviation from the release: the label of a pixel is the label under the pixel's centre, as the colours are.
+The release takes the label under the pixel's corner, which shifts labels by up to half a source pixel
+against the photo whenever the scale is not 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from src.data.source import LabelledPhoto, Window
+from src.structures import IGNORE
+
+# The colour under padding: the ImageNet mean, so that it is close to zero after normalisation, as in the
+# release.
+PADDING_COLOUR = (124, 116, 104)
+
+
+def scaled_size(
+    size: tuple[int, int], short_edge: int | None, scale: float, max_long_edge: int | None
+) -> tuple[int, int]:
+    """Size of a photo whose short edge becomes ``short_edge * scale``, keeping its ratio.
+
+    Args:
+        size: (H, W) in pixels.
+        short_edge: pixels; None for the photo's own short edge.
+        scale: factor on the short edge.
+        max_long_edge: reduce further where the long edge would exceed this many pixels; None for no bound.
+
+    Returns:
+        (h, w), each rounded to the nearest pixel and at least 1.
+    """
+    height, width = size
+    short = int((min(size) if short_edge is None else short_edge) * scale)
+    factor = short / min(size)
+    if max_long_edge is not None:
+        factor = min(factor, max_long_edge / max(size))
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """Draws S x S crops of a photo that is scaled at random.
+
+    As released: short edge scaled by a factor drawn from ``scales``; a window drawn uniformly; drawn again,
+    up to ``tries`` times, while one class covers ``max_class_share`` or more of its labelled pixels or it
+    shows fewer than two classes. After the last try the window is taken as it is.
+
+    Where the scaled photo is smaller than S, the crop is filled up at the right and bottom with the mean
+    colour of ImageNet, labelled ignore.
+
+    Attributes:
+        crop_size: S in pixels.
+        scales: factors on the short edge, drawn uniformly.
+        short_edge: pixels at factor 1; None for each photo's own short edge.
+        max_long_edge: bound on the scaled long edge in pixels; None for none.
+        max_class_share: in (0, 1]; 1 accepts every window.
+        tries: how often a window may be drawn again.
+    """
+
+    crop_size: int
+    scales: Sequence[float]
+    short_edge: int | None = None
+    max_long_edge: int | None = None
+    max_class_share: float = 0.75
+    tries: int = 10
+
+    def __post_init__(self) -> None:
+        if self.crop_size < 1 or not self.scales or min(self.scales) <= 0:
+            raise ValueError(
+                f"crop_size {self.crop_size} and scales {list(self.scales)} must be positive, with one "
+                "scale at least"
+            )
+
+    def __call__(
+        self, photo: LabelledPhoto, rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Cut one crop.
+
+        Returns:
+            (S, S, 3) uint8 RGB and (S, S) uint8 class ids.
+        """
+        scale = self.scales[int(rng.integers(len(self.scales)))]
+        size = scaled_size(photo.size, self.short_edge, scale, self.max_long_edge)
+        window = self._draw(size, rng)
+        label = cut_label(photo, size, window)
+        for _ in range(self.tries):
+            if is_varied(label, self.max_class_share):
+                break
+            window = self._draw(size, rng)
+            label = cut_label(photo, size, window)
+        image = cut_image(photo, size, window)
+        return self._fill(image, PADDING_COLOUR), self._fill(label, (IGNORE,))
+
+    def _draw(self, size: tuple[int, int], rng: np.random.Generator) -> Window:
+        height, width = (min(edge, self.crop_size) for edge in size)
+        top = int(rng.integers(size[0] - height + 1))
+        left = int(rng.integers(size[1] - width + 1))
+        return Window(top, left, height, width)
+
+    def _fill(self, pixels: NDArray[np.uint8], value: tuple[int, ...]) -> NDArray[np.uint8]:
+        bottom, right = (self.crop_size - edge for edge in pixels.shape[:2])
+        if bottom == right == 0:
+            return pixels
+        filled = cv2.copyMakeBorder(pixels, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=value)
+        return filled.astype(np.uint8, copy=False)
+
+
+def is_varied(label: NDArray[np.uint8], max_class_share: float) -> bool:
+    """Whether the label shows two classes or more and none has ``max_class_share`` of the labelled pixels."""
+    if max_class_share >= 1:
+        return True
+    counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()[:IGNORE]
+    return bool(np.count_nonzero(counts) > 1 and counts.max() < max_class_share * counts.sum())
+
+
+def cut_label(photo: LabelledPhoto, size: tuple[int, int], window: Window) -> NDArray[np.uint8]:
+    """The window of the label map scaled to ``size`` (nearest), reading only what lies under it."""
+    if size == photo.size:
+        return photo.label(window)
+    rows = _nearest(window.top, window.height, photo.size[0], size[0])
+    columns = _nearest(window.left, window.width, photo.size[1], size[1])
+    top, left = int(rows[0]), int(columns[0])
+    source = photo.label(Window(top, left, int(rows[-1]) - top + 1, int(columns[-1]) - left + 1))
+    return source.take(rows - top, axis=0).take(columns - left, axis=1)
+
+
+def cut_image(photo: LabelledPhoto, size: tuple[int, int], window: Window) -> NDArray[np.uint8]:
+    """The window of the photo scaled to ``size`` (bilinear), reading only what lies under it."""
+    if size == photo.size:
+        return photo.image(window)
+    top, height, row_step, row_start = _bilinear(window.top, window.height, photo.size[0], size[0])
+    left, width, column_step, column_start = _bilinear(window.left, window.width, photo.size[1], size[1])
+    source = photo.image(Window(top, left, height, width))
+    # Not cv2.resize: it knows no fractional offset, and the window starts anywhere between two source pixels.
+    to_source = np.array([[column_step, 0, column_start], [0, row_step, row_start]])
+    scaled = cv2.warpAffine(
+        source,
+        to_source,
+        (window.width, window.height),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return scaled.astype(np.uint8, copy=False)
+
+
+def _nearest(start: int, length: int, source: int, scaled: int) -> NDArray[np.intp]:
+    """Source pixels that contain the centres of scaled pixels start..start+length, along one axis."""
+    centres = (2 * np.arange(start, start + length, dtype=np.intp) + 1) * source
+    return centres // (2 * scaled)  # in integers: floor((i + 0.5) * source / scaled) without rounding
+
+
+def _bilinear(start: int, length: int, source: int, scaled: int) -> tuple[int, int, float, float]:
+    """Source range that bilinear sampling of scaled pixels start..start+length needs, along one axis.
+
+    Returns:
+        First source pixel, number of source pixels, step in source pixels, and the position of the first
+        sample relative to the first source pixel.
+    """
+    step = source / scaled
+    first = (start + 0.5) * step - 0.5
+    last = (start + length - 0.5) * step - 0.5
+    low = max(0, int(np.floor(first)))
+    high = min(source, int(np.floor(last)) + 2)
+    return low, high - low, step, first - low

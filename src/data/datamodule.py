@@ -1,0 +1,154 @@
+"""The data side as Lightning sees it: one module for MaSS13K, one's own photos and synthetic scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from src.data.classes import ClassMap, Taxonomy
+from src.data.crops import RandomCrop
+from src.data.datasets import CropDataset, EvaluationDataset, collate_crops, quiet_worker, single
+from src.data.folder import FolderSource, SplitFolders, benchmark_folders
+from src.data.sampling import CropSampler, EvaluationSampler, ResumableLoader
+from src.structures import LabelledImage
+
+_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+
+
+class SegmentationDataModule(LightningDataModule):
+    """Training crops and whole evaluation photos of one dataset.
+
+    Training gives ``CropBatch``, validation and test one ``LabelledImage`` per step, all uint8 and not
+    normalised. Every choice depends on ``seed`` alone, see ``src.data.sampling``.
+
+    Args:
+        root: folder of the dataset; relative paths start at the current directory.
+        classes: class name to RGB colour; the position is the class id.
+        class_map: raw id in the label files to class name or id; None when they are the same.
+        folders: for each split ``{"images": ..., "labels": ...}``, relative to ``root``; None for MaSS13K's
+            layout.
+        crop_size: edge of training crops, pixels.
+        batch_size: crops per step and device.
+        scales: factors on the short edge, drawn uniformly for each crop.
+        short_edge: short edge at factor 1, pixels; None for each photo's own.
+        max_long_edge: bound on the scaled long edge, pixels; None for none.
+        max_class_share: largest share of one class in a crop (10 further tries).
+        samples_per_epoch: crops per epoch over all devices; None for one per photo.
+        evaluation_limit: two edge lengths that evaluation photos are fitted to, pixels.
+        enlarge: whether smaller evaluation photos are enlarged to the limit, as the release does.
+        num_workers: loader processes per device; 0 loads in the main process.
+        seed: of permutations, crops and augmentation.
+        synthetic: arguments of ``write_synthetic_dataset`` apart from ``root`` and ``class_ids``, to draw
+            the dataset before it is read; None for photos that exist.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        classes: Mapping[str, Sequence[int]],
+        crop_size: int,
+        batch_size: int,
+        scales: Sequence[float],
+        short_edge: int | None = None,
+        max_long_edge: int | None = None,
+        max_class_share: float = 0.75,
+        samples_per_epoch: int | None = None,
+        class_map: Mapping[int, int | str] | None = None,
+        folders: Mapping[str, Mapping[str, str]] | None = None,
+        evaluation_limit: tuple[int, int] = (4096, 3072),
+        enlarge: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+        synthetic: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.taxonomy = Taxonomy.from_mapping(classes)
+        self._class_map = ClassMap(self.taxonomy, class_map)
+        self._root = Path(root).expanduser()
+        self._folders = folders
+        self._crop = RandomCrop(crop_size, tuple(scales), short_edge, max_long_edge, max_class_share)
+        self._batch_size = batch_size
+        self._samples_per_epoch = samples_per_epoch
+        self._evaluation_limit = (int(evaluation_limit[0]), int(evaluation_limit[1]))
+        self._enlarge = enlarge
+        self._num_workers = num_workers
+        self._seed = seed
+        self._synthetic = synthetic
+        self._sources: dict[str, FolderSource] = {}
+
+    @property
+    def num_classes(self) -> int:
+        return self.taxonomy.num_classes
+
+    def prepare_data(self) -> None:
+        """Draw the synthetic dataset, if this is one."""
+        if self._synthetic is not None:
+            from src.data.synthetic import write_synthetic_dataset
+
+            write_synthetic_dataset(self._root, class_ids=self.taxonomy.ids, **self._synthetic)
+
+    def setup(self, stage: str) -> None:
+        """Find and check the files of the splits that ``stage`` reads.
+
+        Raises:
+            DatasetError: folders or files are missing, unmatched or empty.
+        """
+        for split in _SPLITS[stage]:
+            if split not in self._sources:
+                self._sources[split] = FolderSource.from_folders(self._split_folders(split), self._class_map)
+
+    def train_dataloader(self) -> ResumableLoader:
+        source = self._sources["train"]
+        rank, ranks = self._ranks()
+        samples = self._samples_per_epoch or len(source)
+        return ResumableLoader(
+            CropDataset(source, self._crop, self._seed),
+            batch_size=self._batch_size,
+            sampler=CropSampler(len(source), samples, self._batch_size, self._seed, rank, ranks),
+            collate_fn=collate_crops,
+            drop_last=True,
+            **self._loading(),
+        )
+
+    def val_dataloader(self) -> DataLoader[LabelledImage]:
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[LabelledImage]:
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: str) -> DataLoader[LabelledImage]:
+        source = self._sources[split]
+        return DataLoader(
+            EvaluationDataset(source, self._evaluation_limit, self._enlarge),
+            sampler=EvaluationSampler(len(source), *self._ranks()),
+            collate_fn=single,
+            **self._loading(),
+        )
+
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "num_workers": self._num_workers,
+            "persistent_workers": self._num_workers > 0,
+            "worker_init_fn": quiet_worker,
+            "generator": torch.Generator(),  # leaves the global one, and so the model's randomness, alone
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+    def _ranks(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _split_folders(self, split: str) -> SplitFolders:
+        if self._folders is None:
+            return benchmark_folders(self._root, split)
+        if split not in self._folders:
+            raise ValueError(
+                f"data.folders has no split {split!r}, only {sorted(self._folders)}; add "
+                f"data.folders.{split}.images and data.folders.{split}.labels"
+            )
+        folders = self._folders[split]
+        return SplitFolders(self._root / folders["images"], self._root / folders["labels"])

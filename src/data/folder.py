@@ -1,0 +1,214 @@
+"""Labelled photos in plain folders: MaSS13K as released, or one's own.
+
+A label map belongs to the photo of the same stem (``images/train/a.jpg`` and ``annotations/train/a.png``).
+What can be wrong with the folders themselves is reported when the source is built, before training starts;
+what only decoding can tell is reported with the file's name when the photo is read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.data.classes import ClassMap
+from src.data.source import Window
+from src.photos import LABEL_SUFFIXES, PHOTO_SUFFIXES, PhotoError, photo_size, read_label, read_photo
+
+log = logging.getLogger(__name__)
+
+# Names under which the photos of MaSS13K are found: the release's own configuration reads images_pad for
+# training and validation and images for the test.
+IMAGE_FOLDERS = ("images", "images_pad", "images_copy")
+LABEL_FOLDER = "annotations"
+_LAYOUT = """Expected layout:
+  {root}/
+    images/{{train,val,test}}/*.jpg        (or images_pad, or images_copy)
+    annotations/{{train,val,test}}/*.png   (8-bit class ids, same stems)
+Set data.root to your copy, or data.folders to folders with other names.
+MaSS13K is published at https://github.com/xiechenxi99/MaSS13K (arXiv 2503.18364)."""
+_SHOWN = 5  # file names that one message lists
+
+
+class DatasetError(ValueError):
+    """A dataset's folders cannot be used as they are; the message names files and the cure."""
+
+
+class SplitFolders(NamedTuple):
+    """The two folders of one split."""
+
+    images: Path
+    labels: Path
+
+
+class Pair(NamedTuple):
+    """A photo and its label map."""
+
+    name: str
+    image: Path
+    label: Path
+
+
+def benchmark_folders(root: Path, split: str) -> SplitFolders:
+    """Find a split in the layout of MaSS13K, whatever its image folder is called.
+
+    Raises:
+        DatasetError: the root or the split is not there; shows the layout and where the benchmark is
+            published.
+    """
+    candidates = [root / name / split for name in IMAGE_FOLDERS]
+    found = [folder for folder in candidates if folder.is_dir() and _files(folder, PHOTO_SUFFIXES)]
+    labels = root / LABEL_FOLDER / split
+    if not found or not labels.is_dir():
+        missing = labels if found else candidates[0]
+        problem = "no photo in this folder" if missing.is_dir() else "no such folder"
+        raise DatasetError(f"{missing}: {problem}. {_LAYOUT.format(root=root)}")
+    if found[0] != candidates[0] or len(found) > 1:
+        others = "".join(f"; not used: {folder}" for folder in found[1:])
+        log.info("%s: photos are read from %s%s", split, found[0], others)
+    return SplitFolders(found[0], labels)
+
+
+def find_pairs(folders: SplitFolders) -> list[Pair]:
+    """Match photos and label maps by stem.
+
+    Returns:
+        Pairs sorted by name, so that an index means the same photo on every machine.
+
+    Raises:
+        DatasetError: a folder is missing or has no files, a stem occurs twice, a photo has no label map, or
+            files are empty. Label maps without a photo are only logged: one label folder may serve several
+            photo folders.
+    """
+    images = _by_stem(folders.images, PHOTO_SUFFIXES, "photo")
+    labels = _by_stem(folders.labels, LABEL_SUFFIXES, "label map")
+    missing = sorted(images.keys() - labels.keys())
+    if missing:
+        raise DatasetError(
+            f"{folders.labels}: {len(missing)} of {len(images)} photos of {folders.images} have no label "
+            f"map: {_listed([f'{stem}.png' for stem in missing])}. A label map is a PNG with the photo's "
+            "stem; add the missing ones or move their photos elsewhere."
+        )
+    unused = sorted(labels.keys() - images.keys())
+    if unused:
+        log.warning(
+            "%s: %d label maps have no photo and are not used: %s",
+            folders.labels,
+            len(unused),
+            _listed(unused),
+        )
+    pairs = [Pair(stem, images[stem], labels[stem]) for stem in sorted(images)]
+    empty = [str(file) for pair in pairs for file in (pair.image, pair.label) if file.stat().st_size == 0]
+    if empty:
+        raise DatasetError(
+            f"{len(empty)} files are empty (0 bytes): {_listed(empty)}. Copy or download them again."
+        )
+    return pairs
+
+
+class FolderSource:
+    """A ``PhotoSource`` over plain files.
+
+    Args:
+        pairs: photos and label maps, see ``find_pairs``.
+        class_map: translates the raw ids of the label files.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], class_map: ClassMap) -> None:
+        self._pairs = tuple(pairs)
+        self._class_map = class_map
+        self.names: Sequence[str] = tuple(pair.name for pair in pairs)
+
+    @classmethod
+    def from_folders(cls, folders: SplitFolders, class_map: ClassMap) -> Self:
+        """Match the files of two folders; errors as ``find_pairs``."""
+        return cls(find_pairs(folders), class_map)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def open(self, index: int) -> FilePhoto:
+        return FilePhoto(self._pairs[index], self._class_map)
+
+
+class FilePhoto:
+    """A ``LabelledPhoto`` of two files; each is decoded whole, once, when first asked for."""
+
+    def __init__(self, pair: Pair, class_map: ClassMap) -> None:
+        self._pair = pair
+        self._class_map = class_map
+
+    @property
+    def name(self) -> str:
+        return self._pair.name
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        return photo_size(self._pair.image)
+
+    def label(self, window: Window) -> NDArray[np.uint8]:
+        """Class ids under the window.
+
+        Raises:
+            PhotoError: the label map is damaged or its size is not the photo's.
+            ValueError: ids outside the class map.
+        """
+        return self._class_map(self._raw_label[window.slices], str(self._pair.label))
+
+    def image(self, window: Window) -> NDArray[np.uint8]:
+        """RGB under the window; raises ``PhotoError`` when the photo is damaged."""
+        return self._pixels[window.slices]
+
+    @cached_property
+    def _raw_label(self) -> NDArray[np.uint8]:
+        label = read_label(self._pair.label)
+        if label.shape != self.size:
+            height, width = self.size
+            turned = ", which is the photo lying on its side" if label.shape == (width, height) else ""
+            raise PhotoError(
+                f"{self._pair.label}: the label map is {label.shape[1]}x{label.shape[0]} pixels{turned}, "
+                f"but its photo {self._pair.image} is {width}x{height} (upright, EXIF orientation "
+                "applied). Label the upright photo at full resolution, or remove the photo's wrong EXIF "
+                "orientation."
+            )
+        return label
+
+    @cached_property
+    def _pixels(self) -> NDArray[np.uint8]:
+        return read_photo(self._pair.image)
+
+
+def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    # Names starting with a dot are droppings of file managers ("._a.jpg"), never photos.
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in suffixes and not f.name.startswith("."))
+
+
+def _by_stem(folder: Path, suffixes: frozenset[str], kind: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder. Point data.root or data.folders at the {kind}s.")
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for file in _files(folder, suffixes):
+        by_stem[file.stem].append(file)
+    if not by_stem:
+        endings = ", ".join(sorted(suffixes))
+        raise DatasetError(
+            f"{folder}: no {kind} in this folder; looked for files ending in {endings} (any case)."
+        )
+    twice = [" and ".join(file.name for file in files) for files in by_stem.values() if len(files) > 1]
+    if twice:
+        raise DatasetError(
+            f"{folder}: {len(twice)} stems occur twice: {_listed(twice)}. {kind.capitalize()}s are "
+            "matched by stem; keep one file of each."
+        )
+    return {stem: files[0] for stem, files in by_stem.items()}
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

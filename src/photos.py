@@ -1,0 +1,220 @@
+"""Reading photos and label maps from files.
+
+The bottom layer of everything that touches a photo: training crops, evaluation and prediction decode
+through these functions, so EXIF rotation, odd colour modes and damaged files are handled once.
+
+    H, W  height and width of the upright photo, in pixels
+
+Nothing here guesses: a file that does not decode completely raises ``PhotoError``. libjpeg would rather
+fill the missing rows of a truncated photo with grey, which training then learns without a word.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+LABEL_SUFFIXES = frozenset({".png"})
+
+_EXIF_ORIENTATION = 0x0112
+# What Pillow raises for damaged headers, chunks, EXIF blocks and pixel data.
+_DAMAGED = (OSError, SyntaxError, ValueError, struct.error)
+# JPEGs with further pictures behind the first, as many phones write them, open as JPEGs too ("MPO").
+_FORMATS = ("JPEG", "PNG")
+# PNG header: bytes 24 and 25 of the file are bit depth and colour type.
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_GRAY, _PNG_PALETTE = 0, 3
+
+
+class PhotoError(ValueError):
+    """A photo or label map cannot be used; the message names the file and the cure."""
+
+
+def read_photo(path: Path | str) -> NDArray[np.uint8]:
+    """Decode a photo to 8-bit RGB, upright.
+
+    JPEGs go through libjpeg-turbo directly; CMYK JPEGs and PNGs through Pillow. Grayscale is repeated on
+    three channels, palettes are looked up, 16-bit samples keep their high byte and an alpha channel is
+    dropped (the colours underneath are kept; nothing is composited).
+
+    Returns:
+        (H, W, 3) uint8 RGB, C-contiguous, EXIF orientation applied.
+
+    Raises:
+        PhotoError: the file is empty, truncated, damaged or not a JPEG or PNG.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    data = _read_bytes(path)
+    with _open(path, data) as photo:
+        orientation = _orientation(path, photo)
+        if photo.format == "PNG" or photo.mode == "CMYK":
+            pixels = _decode_with_pillow(path, photo)
+        else:
+            pixels = _decode_jpeg(path, data)
+    return np.ascontiguousarray(_upright(pixels, orientation))
+
+
+def photo_size(path: Path | str) -> tuple[int, int]:
+    """Height and width of a photo as ``read_photo`` returns it, from the header alone.
+
+    Raises:
+        PhotoError: the file is empty or not a JPEG or PNG.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    _refuse_empty(path)
+    with path.open("rb") as file, _open(path, file) as photo:
+        width, height = photo.size
+        return (width, height) if _orientation(path, photo) >= 5 else (height, width)
+
+
+def read_label(path: Path | str) -> NDArray[np.uint8]:
+    """Decode a label map: an 8-bit PNG with one channel whose values are class ids.
+
+    Palette PNGs give their indices, never the palette's colours. Label maps are taken as they lie in the
+    file: they belong to the upright photo, so no EXIF orientation is applied to them.
+
+    Returns:
+        (H, W) uint8 raw ids.
+
+    Raises:
+        PhotoError: the file is empty, damaged, or holds something other than 8-bit ids.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    data = _read_bytes(path)
+    if not data.startswith(_PNG_SIGNATURE) or len(data) < 26:
+        raise PhotoError(
+            f"{path}: not a PNG. Label maps must be PNGs with one class id per pixel; "
+            "lossy formats such as JPEG change ids along every boundary."
+        )
+    depth, colour_type = data[24], data[25]
+    if colour_type not in (_PNG_GRAY, _PNG_PALETTE):
+        raise PhotoError(
+            f"{path}: the label map has colour channels. It must hold one class id per pixel in one 8-bit "
+            "channel; if it is colour-coded, replace each colour by its class id first."
+        )
+    if colour_type == _PNG_GRAY and depth != 8:
+        raise PhotoError(
+            f"{path}: the label map has {depth} bits per pixel. It must hold 8-bit class ids (0 to 254, "
+            "255 for ignore); save it as 8-bit grayscale, and map instance or 16-bit ids to class ids first."
+        )
+    with _open(path, data) as label:
+        try:
+            return np.array(label, dtype=np.uint8)
+        except _DAMAGED as error:
+            raise _damaged(path, error) from error
+
+
+def fit_within(
+    image: NDArray[np.uint8], limit: tuple[int, int], *, enlarge: bool = False
+) -> NDArray[np.uint8]:
+    """Resize a photo, keeping its ratio, so that its long and short edges fit a limit.
+
+    The evaluation protocol of MaSS13K: "4096x3072" bounds a landscape as 4096 wide and a portrait as 4096
+    high. Bilinear with half-pixel centres and without antialiasing, as in the released pipeline. The
+    release also enlarges photos that are smaller than the limit; here that is ``enlarge=True``, because it
+    costs time and memory and adds no detail.
+
+    Args:
+        image: (H, W, 3) uint8.
+        limit: two edge lengths in pixels, in any order.
+        enlarge: also bring smaller photos up to the limit.
+
+    Returns:
+        (h, w, 3) uint8; ``image`` itself when there is nothing to do.
+    """
+    height, width = image.shape[:2]
+    scale = min(max(limit) / max(height, width), min(limit) / min(height, width))
+    if scale == 1 or (scale > 1 and not enlarge):
+        return image
+    size = (max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
+
+
+def _refuse_empty(path: Path) -> None:
+    if path.stat().st_size == 0:
+        raise PhotoError(f"{path}: the file is empty (0 bytes). Copy or download it again.")
+
+
+def _read_bytes(path: Path) -> bytes:
+    _refuse_empty(path)
+    return path.read_bytes()
+
+
+def _open(path: Path, source: bytes | io.BufferedReader) -> Image.Image:
+    """Read the header only; pixels follow on access."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns above 89 megapixels, which is a photo here and not an attack.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            photo = Image.open(file, formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise PhotoError(
+            f"{path}: {error} To read it all the same, raise PIL.Image.MAX_IMAGE_PIXELS; "
+            "otherwise cut the photo into parts."
+        ) from error
+    except _DAMAGED as error:
+        raise PhotoError(
+            f"{path}: not a readable JPEG or PNG ({error}). Convert the photo to JPEG or PNG, or copy it "
+            "again."
+        ) from error
+    return photo
+
+
+def _damaged(path: Path, error: Exception) -> PhotoError:
+    return PhotoError(f"{path}: the file is truncated or damaged ({error}). Copy or download it again.")
+
+
+def _decode_jpeg(path: Path, data: bytes) -> NDArray[np.uint8]:
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def _decode_with_pillow(path: Path, photo: Image.Image) -> NDArray[np.uint8]:
+    try:
+        if photo.mode.startswith("I"):  # 16-bit grayscale
+            high_byte = (np.asarray(photo).astype(np.uint16) >> 8).astype(np.uint8)
+            return np.repeat(high_byte[:, :, None], 3, axis=2)
+        return np.array(photo.convert("RGB"), dtype=np.uint8)
+    except _DAMAGED as error:
+        raise _damaged(path, error) from error
+
+
+def _orientation(path: Path, photo: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 when absent or out of range."""
+    # Without this, Pillow would decode a whole PNG to look for a block behind its pixels.
+    if "exif" not in photo.info:
+        return 1
+    try:
+        orientation = photo.getexif().get(_EXIF_ORIENTATION, 1)
+    except _DAMAGED as error:
+        raise PhotoError(
+            f"{path}: its EXIF block is damaged ({error}), so which side is up is unknown. Save the photo "
+            "again or strip its metadata."
+        ) from error
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Apply an EXIF orientation; 5 to 8 exchange height and width."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
