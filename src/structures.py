@@ -55,6 +55,25 @@ class QueryPrediction(NamedTuple):
         return torch.einsum("bqd,bdhw->bqhw", self.mask_embeddings, self.mask_features)
 
 
+class PilotedQueries(NamedTuple):
+    """Extra decoder queries built from the ground truth (mask-piloted training).
+
+    Attributes:
+        queries: (B, P, D) features; P may differ from step to step.
+        attend: (B, P, H, W) bool, the pixels a query may attend to, re-imposed at every decoder layer.
+        groups: (P,) int; queries see each other only within a group.
+        labels: (B, P) int64 class id each query must answer, K for padding entries that have no target.
+        target_masks: (B, P) int64 index of each query's mask among the classes present in its image,
+            ascending by class id; -1 for padding.
+    """
+
+    queries: Tensor
+    attend: Tensor
+    groups: Tensor
+    labels: Tensor
+    target_masks: Tensor
+
+
 class TrainingPrediction(NamedTuple):
     """Everything the criterion supervises.
 
@@ -62,12 +81,14 @@ class TrainingPrediction(NamedTuple):
         layers: one prediction of the learned queries from the initial queries and one after each
             decoder layer, in order; the last is the network's answer.
         edge_logits: (B, 1, h, w) or None.
-        piloted: the same number of predictions for the mask-piloted queries, empty without piloting.
+        piloted: the same number of predictions for the piloted queries, empty without piloting.
+        pilots: the piloted queries themselves, whose targets are fixed.
     """
 
     layers: tuple[QueryPrediction, ...]
     edge_logits: Tensor | None = None
     piloted: tuple[QueryPrediction, ...] = ()
+    pilots: PilotedQueries | None = None
 
 
 class MaskPrediction(NamedTuple):

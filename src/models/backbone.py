@@ -1,0 +1,109 @@
+"""Encoders: any timm model that offers feature maps at strides 4, 8, 16 and 32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.models.pretrained import load_packaged_weights
+
+STRIDES = (4, 8, 16, 32)
+
+
+class Backbone(nn.Module):
+    """A timm ``features_only`` encoder.
+
+    Args:
+        name: timm model name.
+        weights: ``timm`` downloads timm's pretrained weights, ``package`` takes those that a Python package
+            ships (EfficientNet-Lite0 only), ``none`` starts from random values.
+        mean, std: normalisation of RGB in 0..1 that the weights expect, per channel.
+        freeze_norm_affine: keep scale and shift of BatchNorm layers fixed while their statistics follow the
+            data, as in the released training configuration.
+        pad_to: zero-pad the input at the bottom and right to a multiple of this and crop the feature maps to
+            ceil(size / stride). For patch-embedding encoders, which would drop the last pixels; 1 for none.
+        options: further arguments of ``timm.create_model``.
+
+    Attributes:
+        channels: channels of the four maps.
+        mean, std: as given.
+
+    Raises:
+        ValueError: the model has no feature maps at strides 4, 8, 16 and 32.
+        RuntimeError: pretrained weights could not be fetched.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: str = "timm",
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        freeze_norm_affine: bool = False,
+        pad_to: int = 1,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if weights not in ("timm", "package", "none"):
+            raise ValueError(f"model.backbone.weights is {weights!r}; choose timm, package or none")
+        self.mean, self.std, self.pad_to = tuple(mean), tuple(std), pad_to
+        self.encoder: Any = _create(name, weights == "timm", options)
+        self.channels: tuple[int, ...] = tuple(self.encoder.feature_info.channels())
+        self._channels_last = "NHWC" in str(getattr(self.encoder, "output_fmt", ""))  # Swin computes in it
+        if weights == "package":
+            load_packaged_weights(self.encoder, name)
+        if freeze_norm_affine:
+            for module in self.encoder.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    for parameter in module.parameters(recurse=False):
+                        parameter.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised (B, 3, H, W) -> F1..F4, each (B, C_i, ceil(H / stride), ceil(W / stride))."""
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % self.pad_to, 0, -height % self.pad_to))
+        maps = self.encoder(images)
+        if self._channels_last:
+            maps = [x.permute(0, 3, 1, 2) for x in maps]
+        return [x[..., : -(-height // s), : -(-width // s)] for x, s in zip(maps, STRIDES, strict=True)]
+
+
+def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
+    if not timm.is_model(name):
+        close = (
+            ", ".join(timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:6])
+            or "see timm.list_models()"
+        )
+        raise ValueError(f"timm has no model {name!r} (model.backbone.name). Similar names: {close}")
+    indices = _pyramid_indices(name, options)
+    try:
+        return timm.create_model(
+            name, features_only=True, pretrained=pretrained, out_indices=indices, **options
+        )
+    except (OSError, RuntimeError, ConnectionError) as error:
+        if not pretrained:
+            raise
+        raise RuntimeError(
+            f"The pretrained weights of {name} could not be fetched ({type(error).__name__}: {error}). Connect to "
+            "the Hugging Face Hub once (they are then cached), or train from random weights with "
+            "model.backbone.weights=none, or use model/size=nano, whose weights come with the installation."
+        ) from error
+
+
+def _pyramid_indices(name: str, options: dict[str, Any]) -> tuple[int, ...]:
+    """Which of the encoder's maps have strides 4, 8, 16 and 32."""
+    with torch.device("meta"):
+        probe: Any = timm.create_model(name, features_only=True, pretrained=False, **options)
+    reductions = list(probe.feature_info.reduction())
+    missing = [s for s in STRIDES if s not in reductions]
+    if missing:
+        raise ValueError(
+            f"{name} has feature maps at strides {reductions}, but the decoders need {list(STRIDES)}. Choose an "
+            "encoder with a feature pyramid (ResNet, ConvNeXt, Swin, EfficientNet, ...)."
+        )
+    start = list(probe.feature_info.out_indices)
+    return tuple(start[len(reductions) - 1 - reductions[::-1].index(s)] for s in STRIDES)

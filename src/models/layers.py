@@ -1,0 +1,155 @@
+"""Small layers shared by the pixel decoders and the transformer decoders."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PooledNorm = Literal["batch", "frozen", "group"]
+
+
+class ConvNormAct(nn.Sequential):
+    """CBR(k): k x k convolution without bias, BatchNorm, ReLU; (B, in, H, W) -> (B, out, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.act = nn.ReLU()
+
+
+class PooledBatchNorm(nn.BatchNorm2d):
+    """BatchNorm for 1x1 maps, whose statistics come from the batch alone.
+
+    Raises:
+        ValueError: in training with one value per channel, where the variance does not exist.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, 1, 1) -> (B, C, 1, 1)."""
+        if self.training and x.numel() == x.shape[1]:
+            raise ValueError(
+                "Batch norm of a pooled (1x1) map cannot train with one image per device. Use a batch size of "
+                "2 or more per device (recipe.batch_size=2), or model.pooled_norm=frozen (fixed statistics), or "
+                "model.pooled_norm=group (group norm), or trainer.sync_batchnorm=true on several GPUs."
+            )
+        return super().forward(x)
+
+
+class FrozenStatisticsNorm(nn.BatchNorm2d):
+    """BatchNorm that never updates or uses batch statistics; scale and shift still learn."""
+
+    def train(self, mode: bool = True) -> FrozenStatisticsNorm:
+        """Stay in evaluation mode whatever the network's mode is."""
+        return super().train(False)
+
+
+def pooled_norm(kind: PooledNorm, channels: int) -> nn.Module:
+    """Norm for a globally pooled (B, C, 1, 1) map.
+
+    ``batch`` is the paper's BatchNorm. ``frozen`` keeps its parameters and running statistics but never
+    updates the latter, ``group`` is GroupNorm: both are deviations for small batches.
+    """
+    if kind == "batch":
+        return PooledBatchNorm(channels)
+    if kind == "frozen":
+        return FrozenStatisticsNorm(channels)
+    if kind == "group":
+        return nn.GroupNorm(min(32, channels // 4), channels)
+    raise ValueError(f"model.pooled_norm is {kind!r}; choose batch, frozen or group")
+
+
+class GlobalContext(nn.Module):
+    """g4: global average pooling of F4, then CBR(1); (B, C, H, W) -> (B, d, 1, 1)."""
+
+    def __init__(self, in_channels: int, width: int, norm: PooledNorm = "batch") -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.norm = pooled_norm(norm, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x.mean((-2, -1), keepdim=True))))
+
+
+class SqueezeExcite(nn.Module):
+    """x + x * sigmoid(sigmoid(MLP(GAP(x)))).
+
+    The sigmoid is applied twice, as in the released implementation: published weights depend on it.
+    """
+
+    def __init__(self, width: int, norm: PooledNorm = "batch") -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(width, width // 2, 1, bias=False)
+        self.norm = pooled_norm(norm, width // 2)
+        self.expand = nn.Conv2d(width // 2, width, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, d, H, W) -> (B, d, H, W)."""
+        pooled = x.mean((-2, -1), keepdim=True)
+        gate = self.expand(F.relu(self.norm(self.reduce(pooled))))
+        return x + x * gate.sigmoid().sigmoid()
+
+
+class MultiheadAttention(nn.Module):
+    """Multi-head attention over batch-first tokens, with the residual left to the caller.
+
+    Query, key and value projections are packed in one (3D, D) matrix, as in ``torch.nn.MultiheadAttention``.
+    """
+
+    def __init__(self, width: int, num_heads: int = 8) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width {width} must be divisible by {num_heads} heads")
+        self.num_heads = num_heads
+        self.projection = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+        nn.init.zeros_(self.output.bias)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (B, N, D). key, value: (B, M, D).
+            mask: bool, broadcastable to (B, heads, N, M); True lets a query attend to a key. At least one
+                key per query must be allowed.
+
+        Returns:
+            (B, N, D).
+        """
+        weights = self.projection.weight.chunk(3)
+        biases = self.projection.bias.chunk(3)
+        q, k, v = (
+            self._heads(F.linear(x, w, b))
+            for x, w, b in zip((query, key, value), weights, biases, strict=True)
+        )
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize without corner alignment; (B, C, h, w) -> (B, C, *size)."""
+    if x.shape[-2:] == torch.Size(size):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def upsample(x: Tensor) -> Tensor:
+    """up2: bilinear, twice as large on both sides."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def crop_like(x: Tensor, reference: Tensor) -> Tensor:
+    """Cut a map that a x2 upsampling left one row or column too large.
+
+    Encoder maps have ceil(size / stride) rows, so twice the coarser map is never smaller than the finer one
+    and the surplus lies at the bottom and right. For sides that are multiples of 32 nothing is cut.
+    """
+    return x[..., : reference.shape[-2], : reference.shape[-1]]

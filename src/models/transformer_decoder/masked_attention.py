@@ -1,0 +1,185 @@
+"""Transformer decoder with masked attention (Mask2Former, CVPR 2022), as MaSSFormer uses it.
+
+B batch, Q queries, P piloted queries, D query width, K classes, h w a map's size
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.models.layers import MultiheadAttention, resize
+from src.models.position import sine_position
+from src.structures import PilotedQueries, PixelFeatures, QueryPrediction
+
+
+class DecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention and feed-forward, each with a residual and post-norm."""
+
+    def __init__(self, width: int, feedforward: int, num_heads: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.cross_attention = MultiheadAttention(width, num_heads)
+        self.cross_norm = nn.LayerNorm(width)
+        self.self_attention = MultiheadAttention(width, num_heads)
+        self.self_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, feedforward)
+        self.activation = activation
+        self.reduce = nn.Linear(feedforward, width)
+        self.feedforward_norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        queries: Tensor,
+        positions: Tensor,
+        memory: Tensor,
+        memory_position: Tensor,
+        attend: Tensor,
+        visible: Tensor | None,
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            queries, positions: (B, Q, D).
+            memory: (B, h w, D). memory_position: (h w, D).
+            attend: (B, 1, Q, h w) bool, True where a query may attend.
+            visible: (Q, Q) bool, True where a query may see another one; None for all.
+        """
+        x = self.cross_attention(queries + positions, memory + memory_position, memory, attend)
+        queries = self.cross_norm(queries + x)
+        x = self.self_attention(queries + positions, queries + positions, queries, visible)
+        queries = self.self_norm(queries + x)
+        x = self.reduce(self.activation(self.expand(queries)))
+        return self.feedforward_norm(queries + x)
+
+
+class MaskedAttentionDecoder(nn.Module):
+    """Learned queries attend, layer by layer, to the pixels of the masks that they predict.
+
+    The attention mask of a layer is the previous prediction resized to that layer's memory. Since resizing is
+    linear, resizing the mask features first and multiplying at memory size gives the same logits for a
+    fraction of the products. Training does so. Evaluation keeps the released order of operations unless
+    ``masks_at_memory_size`` is set, because rounding may move a logit of almost 0 across the threshold.
+
+    Args:
+        num_classes: K; the class head has one more output for "no object".
+        width: D. feedforward: hidden width of the layers.
+        num_queries: Q. num_layers: decoder layers; layer i attends to memory i mod 3.
+        activation: of the feed-forward layers, ``gelu`` (MaSSFormer's release) or ``relu`` (Mask2Former).
+        learned_positions: whether queries carry a learned position embedding (MPFormer drops it).
+    """
+
+    num_memories = 3
+
+    def __init__(
+        self,
+        num_classes: int,
+        width: int = 256,
+        feedforward: int = 2048,
+        num_queries: int = 100,
+        num_layers: int = 6,
+        num_heads: int = 8,
+        activation: str = "gelu",
+        learned_positions: bool = True,
+    ) -> None:
+        super().__init__()
+        if activation not in ("gelu", "relu"):
+            raise ValueError(f"activation {activation!r} is unknown; choose gelu or relu")
+        act = nn.GELU() if activation == "gelu" else nn.ReLU()
+        self.masks_at_memory_size = False
+        self.query_features = nn.Embedding(num_queries, width)
+        self.query_positions = nn.Embedding(num_queries, width) if learned_positions else None
+        self.level_embedding = nn.Embedding(self.num_memories, width)
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, feedforward, num_heads, act) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.class_head = nn.Linear(width, num_classes + 1)
+        self.mask_head = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
+        )
+        for parameter in self.layers.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(
+        self, pixels: PixelFeatures, piloted: PilotedQueries | None = None
+    ) -> tuple[QueryPrediction, ...]:
+        """Predict before the first layer and after every layer.
+
+        The last prediction multiplies with the mask features as they are, the earlier ones with features at
+        half the memories' finest stride (1/4 of the image), where deep supervision takes place.
+
+        Returns:
+            num_layers + 1 predictions. With piloted queries these come first along the query axis.
+        """
+        coarse = self._auxiliary_features(pixels)
+        memories, positions = self._prepare(pixels)
+        early = self.training or self.masks_at_memory_size
+        sizes = [(memory.shape[-2], memory.shape[-1]) for memory in pixels.memories]
+        reduced = [resize(coarse.detach(), size) if early else coarse for size in sizes]
+        queries, query_positions, visible = self._queries(pixels, piloted)
+
+        predictions = []
+        for index, layer in enumerate(self.layers):
+            classes, embeddings = self._heads(queries)
+            predictions.append(QueryPrediction(classes, embeddings, coarse))
+            level = index % self.num_memories
+            attend = self._attention_mask(embeddings, reduced[level], sizes[level], piloted)
+            queries = layer(queries, query_positions, memories[level], positions[level], attend, visible)
+        predictions.append(QueryPrediction(*self._heads(queries), pixels.mask_features))
+        return tuple(predictions)
+
+    def _heads(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, Q, D) -> class logits (B, Q, K+1), mask embeddings (B, Q, D)."""
+        queries = self.norm(queries)
+        return self.class_head(queries), self.mask_head(queries)
+
+    @staticmethod
+    def _auxiliary_features(pixels: PixelFeatures) -> Tensor:
+        """Mask features of the intermediate predictions: at stride 4, twice the finest memory's size."""
+        height, width = pixels.mask_features.shape[-2:]
+        if height > 2 * pixels.memories[-1].shape[-2] or width > 2 * pixels.memories[-1].shape[-1]:
+            return resize(pixels.mask_features, (-(-height // 2), -(-width // 2)))
+        return pixels.mask_features
+
+    def _prepare(self, pixels: PixelFeatures) -> tuple[list[Tensor], list[Tensor]]:
+        """Memories (B, h w, D) and the positions of their pixels (h w, D), coarsest first."""
+        memories, positions = [], []
+        for memory, level in zip(pixels.memories, self.level_embedding.weight, strict=True):
+            height, width = memory.shape[-2:]
+            memories.append(memory.flatten(2).transpose(1, 2) + level)
+            position = sine_position(height, width, memory.shape[1], memory.device)
+            positions.append(position.flatten(0, 1).to(memory.dtype))
+        return memories, positions
+
+    def _queries(
+        self, pixels: PixelFeatures, piloted: PilotedQueries | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        batch = pixels.mask_features.shape[0]
+        queries = self.query_features.weight.expand(batch, -1, -1)
+        if self.query_positions is None:
+            positions = torch.zeros_like(queries)
+        else:
+            positions = self.query_positions.weight.expand(batch, -1, -1)
+        if piloted is None:
+            return queries, positions, None
+        queries = torch.cat((piloted.queries.to(queries.dtype), queries), dim=1)
+        positions = torch.cat((torch.zeros_like(piloted.queries, dtype=positions.dtype), positions), dim=1)
+        # a query sees its own group and the learned queries (group -1), which see only each other
+        groups = F.pad(piloted.groups, (0, self.query_features.num_embeddings), value=-1)
+        visible = (groups[:, None] == groups[None, :]) | (groups[None, :] == -1)
+        return queries, positions, visible
+
+    @torch.no_grad()
+    def _attention_mask(
+        self, embeddings: Tensor, features: Tensor, size: tuple[int, int], piloted: PilotedQueries | None
+    ) -> Tensor:
+        """(B, 1, Q, h w) bool for a memory of the given size; a query whose mask is empty attends everywhere."""
+        logits = torch.einsum("bqd,bdhw->bqhw", embeddings, features.to(embeddings.dtype))
+        attend = (resize(logits, size) >= 0).flatten(2)  # sigmoid >= 0.5
+        if piloted is not None:
+            own = F.adaptive_avg_pool2d(piloted.attend.to(embeddings.dtype), size) >= 0.5
+            attend[:, : own.shape[1]] = own.flatten(2)
+        attend = attend | ~attend.any(-1, keepdim=True)
+        return attend[:, None]
