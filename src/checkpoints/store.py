@@ -1,0 +1,177 @@
+"""Reading checkpoints, whoever wrote them.
+
+A checkpoint is a file of ``torch.save`` with two entries that matter here: ``state_dict``, whose tensors of the
+network carry the prefix ``network.``, and ``config``, the resolved configuration as plain values, of which
+``config["model"]["network"]`` says how to build the network. Training adds what it needs to resume.
+
+Checkpoints may come from strangers: files are read with ``weights_only=True``, and a configuration can only name
+classes of this project's network.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from src.checkpoints.names import check_fits
+
+PREFIX = "network."
+_BUILDABLE = "src.models."
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message names the file, the reason and the cure."""
+
+
+class Checkpoint(NamedTuple):
+    """What evaluation and fine-tuning need of a checkpoint.
+
+    Attributes:
+        config: the resolved configuration, plain dicts and lists.
+        state: tensors of the network, without prefix.
+        path: where it was read.
+    """
+
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    path: Path
+
+    @property
+    def classes(self) -> dict[str, list[int]]:
+        """Class name -> RGB colour, in the order of the ids."""
+        return self.config["data"]["classes"]
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """Read a ``torch.save`` file safely.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint, or one that needs unsafe unpickling.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path} cannot be read safely: it holds Python objects besides tensors and plain values, or it is "
+            f"damaged ({reason}). If you trust its source, open it once with torch.load(..., weights_only=False) "
+            "and save {'state_dict': checkpoint['state_dict']} as a new file."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint, or it is incomplete: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint")
+    return content
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Read a checkpoint that training or the converter wrote.
+
+    Raises:
+        CheckpointError: the file is unreadable, or it does not come from this project.
+    """
+    content = read_file(path)
+    config, state = content.get("config"), content.get("state_dict")
+    if not isinstance(config, dict) or not isinstance(state, dict) or "model" not in config:
+        raise CheckpointError(
+            f"{path} was not written by this project: it has the entries {sorted(map(str, content))[:8]} but no "
+            "'config'. Checkpoints of other programs go through scripts/convert_checkpoint.py first."
+        )
+    tensors = {name.removeprefix(PREFIX): t for name, t in state.items() if name.startswith(PREFIX)}
+    return Checkpoint(config, tensors, Path(path))
+
+
+def write(path: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint of weights alone, atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"state_dict": {PREFIX + name: t for name, t in state.items()}, "config": dict(config)}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        torch.save(content, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def build_network(config: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
+    """Build the network that ``config["model"]["network"]`` describes.
+
+    Args:
+        config: resolved configuration. pretrained: whether the backbone fetches its own weights first.
+
+    Raises:
+        CheckpointError: the configuration names something other than a part of the network.
+    """
+    network = dict(config["model"]["network"])
+    if not pretrained:
+        network["backbone"] = {**network["backbone"], "weights": "none"}
+    return _build(network)
+
+
+def _build(node: Any) -> Any:
+    """Instantiate nested ``_target_`` nodes that lie in ``src.models``, as Hydra would, and nothing else."""
+    if isinstance(node, list):
+        return [_build(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    arguments = {key: _build(value) for key, value in node.items() if key not in ("_target_", "_partial_")}
+    target = node.get("_target_")
+    if target is None:
+        return arguments
+    if not target.startswith(_BUILDABLE):
+        raise CheckpointError(
+            f"the checkpoint's configuration names {target}, which is not part of a network"
+        )
+    module, _, name = target.rpartition(".")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"the checkpoint names {target}, which this version does not have") from error
+    if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
+        raise CheckpointError(f"the checkpoint's configuration names {target}, which is not a network module")
+    return functools.partial(factory, **arguments) if node.get("_partial_") else factory(**arguments)
+
+
+def load(path: str | Path) -> nn.Module:
+    """The network of a checkpoint, in evaluation mode on the CPU.
+
+    Calling it on normalised float images (B, 3, H, W) of any size from 64 x 64 gives a ``MaskPrediction``:
+    ``class_logits`` (B, Q, K+1), ``mask_logits`` (B, Q, H/2, W/2) and ``edge_logits`` (B, 1, H/2, W/2) or None;
+    ``network.normalise`` prepares uint8 RGB.
+
+    Raises:
+        CheckpointError: the file is unreadable. NameTableError: its tensors do not fit its configuration.
+    """
+    return load_network(read(path))
+
+
+def load_network(checkpoint: Checkpoint) -> nn.Module:
+    """``load`` for a checkpoint that has been read already."""
+    network = build_network(checkpoint.config)
+    load_weights(network, checkpoint)
+    return network.eval()
+
+
+def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint's weights into a network of the same architecture.
+
+    Raises:
+        NameTableError: names or shapes differ (another architecture, or another number of classes).
+    """
+    check_fits(checkpoint.state, network.state_dict(), str(checkpoint.path))
+    network.load_state_dict(checkpoint.state)
