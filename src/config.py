@@ -1,0 +1,28 @@
+"""Composing the project's configuration, for entry points, scripts, tests and the notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+CONFIG_DIR = str(Path(__file__).resolve().parent.parent / "conf")
+
+# ${count:${data.classes}}: how many entries a mapping has
+OmegaConf.register_new_resolver("count", len, replace=True)
+
+
+def compose_config(name: str = "train", overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration that ``python -m src.<name> <overrides>`` would use."""
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        return compose(name, overrides=list(overrides))
+
+
+def to_plain(config: DictConfig) -> dict[str, Any]:
+    """Every interpolation resolved, plain dicts, lists and values only."""
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
