@@ -15,6 +15,7 @@ from src.data.crops import RandomCrop
 from src.data.datasets import CropDataset, EvaluationDataset, collate_crops, quiet_worker, single
 from src.data.folder import FolderSource, SplitFolders, benchmark_folders
 from src.data.sampling import CropSampler, EvaluationSampler, ResumableLoader
+from src.data.synthetic import write_synthetic_dataset
 from src.structures import LabelledImage
 
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
@@ -88,8 +89,6 @@ class SegmentationDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Draw the synthetic dataset, if this is one."""
         if self._synthetic is not None:
-            from src.data.synthetic import write_synthetic_dataset
-
             write_synthetic_dataset(self._root, class_ids=self.taxonomy.ids, **self._synthetic)
 
     def setup(self, stage: str) -> None:
