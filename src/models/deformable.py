@@ -158,12 +158,12 @@ def _output_size(
 
 
 class _Samples(NamedTuple):
-    """Bilinear samples of a strip: four rows of the table for each position and tap.
+    """Bilinear samples of p positions: four rows of the table for each position and tap.
 
     Attributes:
-        rows: (p T 4) int32 or int64 rows of the table; corners (y0, x0), (y0, x1), (y1, x0), (y1, x1).
-        factors: (p T 4) modulation times bilinear weight.
-        dy, dx: (p, T) distance from the corner (y0, x0), in [0, 1].
+        rows: (p, T, 4) int32 or int64 rows of the table: corners (y0, x0), (y0, x1), (y1, x0), (y1, x1).
+        factors: (p, T, 4) modulation times bilinear weight.
+        dy, dx: (p, T) distance from the corner (y0, x0), in [0, 1).
         mask: (p, T) modulation.
     """
 
@@ -173,9 +173,12 @@ class _Samples(NamedTuple):
     dx: Tensor
     mask: Tensor
 
+    def strip(self, start: int, stop: int) -> _Samples:
+        return _Samples(*(field[start:stop] for field in self))
 
-class _Geometry:
-    """Where the taps of a deformable convolution lie in the table of a zero-bordered map."""
+
+class _Sampler:
+    """Samples of one deformable convolution, and the table of the map that they read."""
 
     def __init__(
         self,
@@ -187,63 +190,110 @@ class _Geometry:
         padding: Sequence[int],
         dilation: Sequence[int],
     ) -> None:
-        (_, _, self.height, self.width), (kernel_h, kernel_w) = x.shape, weight.shape[2:]
-        self.out_width = offset.shape[3]
+        channels, self.height, self.width = x.shape[1:]
+        self.taps, self.positions = mask.shape[1], mask.shape[2] * mask.shape[3]
+        # Rows of whole 16 bytes: unaligned ones cost up to three times as much in the backward pass.
+        self.channels = -(-channels // 4) * 4
         self.pitch = self.width + 2 * _BORDER
-        self.stride, self.padding = stride, padding
-        tap = torch.arange(kernel_h * kernel_w, device=x.device)
-        self.tap_y = (tap // kernel_w * dilation[0]).to(x.dtype)
-        self.tap_x = (tap % kernel_w * dilation[1]).to(x.dtype)
-        self.offset, self.mask = offset.flatten(2), mask.flatten(2)
-        table_rows = (self.height + 2 * _BORDER) * self.pitch
-        self.row_dtype = torch.int32 if table_rows < 2**31 else torch.int64
+        bordered = (self.height + 2 * _BORDER, self.pitch, self.channels)
+        self.table = x.new_zeros(bordered).view(-1, self.channels)
+        self.row_dtype = torch.int32 if len(self.table) < 2**31 else torch.int64
+        self.corners = (0, 1, self.pitch, self.pitch + 1)
+
+        self._offset, self._mask = offset.flatten(2), mask.flatten(2)
+        self._out_width, self._stride, self._padding = mask.shape[3], stride, padding
+        tap = torch.arange(self.taps, device=x.device)
+        self._tap_y = (tap // weight.shape[3] * dilation[0]).to(x.dtype)
+        self._tap_x = (tap % weight.shape[3] * dilation[1]).to(x.dtype)
+
+    def bytes_each(self) -> tuple[int, int]:
+        """Temporary bytes for each position: of its columns, and of its samples (rows, factors, ...)."""
+        return self.taps * self.channels * self.table.element_size(), self.taps * 64
+
+    def inside(self, table: Tensor, channels: int) -> Tensor:
+        """The part (H, W, C) of a table that lies inside the border."""
+        bordered = table.view(-1, self.pitch, self.channels)
+        return bordered[_BORDER:-_BORDER, _BORDER:-_BORDER, :channels]
+
+    def load(self, image: Tensor) -> None:
+        """Fill the table with a map (C, H, W)."""
+        self.inside(self.table, len(image)).copy_(image.permute(1, 2, 0))
+
+    def kernel(self, weight: Tensor) -> Tensor:
+        """The weight as (T C, O), in the order of the columns."""
+        padded = F.pad(weight.permute(2, 3, 1, 0), (0, 0, 0, self.channels - weight.shape[1]))
+        return padded.reshape(self.taps * self.channels, -1)
 
     def samples(self, item: int, start: int, stop: int) -> _Samples:
         """Samples of output positions start..stop of one batch item."""
-        position = torch.arange(start, stop, device=self.offset.device)
-        out_y = position // self.out_width * self.stride[0] - self.padding[0]
-        out_x = position % self.out_width * self.stride[1] - self.padding[1]
-        offset = self.offset[item, :, start:stop].t()  # (p, 2T)
-        y = (out_y[:, None] + self.tap_y + offset[:, 0::2]).contiguous().clamp_(-_BORDER, self.height)
-        x = (out_x[:, None] + self.tap_x + offset[:, 1::2]).contiguous().clamp_(-_BORDER, self.width)
-        mask = self.mask[item, :, start:stop].t().contiguous()
+        position = torch.arange(start, stop, device=self.table.device)
+        out_y = (position // self._out_width * self._stride[0] - self._padding[0]).to(self.table.dtype)
+        out_x = (position % self._out_width * self._stride[1] - self._padding[1]).to(self.table.dtype)
+        offset = self._offset[item, :, start:stop].t()  # (p, 2T)
+        mask = self._mask[item, :, start:stop].t().contiguous()
+        y = (out_y[:, None] + self._tap_y).add_(offset[:, 0::2]).clamp_(-_BORDER, self.height)
+        x = (out_x[:, None] + self._tap_x).add_(offset[:, 1::2]).clamp_(-_BORDER, self.width)
         y0, x0 = y.floor(), x.floor()
         dy, dx = y.sub_(y0), x.sub_(x0)
 
-        # A NaN has no integer value: it reads the first row, and its NaN weight spoils the sample.
-        first = y0.nan_to_num_(-_BORDER).to(self.row_dtype).add_(_BORDER).mul_(self.pitch)
-        first += x0.nan_to_num_(-_BORDER).to(self.row_dtype).add_(_BORDER)
+        # A NaN has no integer value: it reads the border, and its NaN factors spoil the sample.
+        first = y0.nan_to_num_(-_BORDER).to(self.row_dtype).mul_(self.pitch)
+        first += x0.nan_to_num_(-_BORDER).to(self.row_dtype)
         rows = first.new_empty((*first.shape, 4))
-        for corner, step in enumerate((0, 1, self.pitch, self.pitch + 1)):
-            torch.add(first, step, out=rows[..., corner])
+        for corner, step in enumerate(self.corners):
+            torch.add(first, step + _BORDER * (self.pitch + 1), out=rows[..., corner])
 
         factors = dy.new_empty((*dy.shape, 4))
         lower = mask * dy
         upper = mask - lower
-        torch.mul(upper, dx, out=factors[..., 1])
-        torch.sub(upper, factors[..., 1], out=factors[..., 0])
-        torch.mul(lower, dx, out=factors[..., 3])
-        torch.sub(lower, factors[..., 3], out=factors[..., 2])
-        return _Samples(rows.view(-1), factors.view(-1), dy, dx, mask)
+        for corner, row in ((0, upper), (2, lower)):
+            torch.mul(row, dx, out=factors[..., corner + 1])
+            torch.sub(row, factors[..., corner + 1], out=factors[..., corner])
+        return _Samples(rows, factors, dy, dx, mask)
+
+    def columns(self, samples: _Samples) -> Tensor:
+        """(p, T C) sampled values."""
+        rows = samples.rows.flatten()
+        bags = torch.arange(0, len(rows), 4, dtype=rows.dtype, device=rows.device)
+        factors = samples.factors.flatten()
+        values = F.embedding_bag(rows, self.table, bags, mode="sum", per_sample_weights=factors)
+        return values.view(len(samples.mask), -1)
+
+    def products(self, grad_columns: Tensor, samples: _Samples) -> Tensor:
+        """(p, T, 4) products of each sample's gradient (p T, C) with its four rows of the table."""
+        rows = samples.rows.flatten()
+        entries = torch.arange(len(rows), dtype=rows.dtype, device=rows.device)
+        return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            grad_columns, self.table, rows, entries[::4].contiguous(), entries >> 2, 0
+        ).view(samples.rows.shape)
+
+    def scatter(self, grad_columns: Tensor, samples: _Samples, grad_table: Tensor) -> None:
+        """Add the gradient (p T, C) of every sample to its four rows of ``grad_table``.
+
+        Sorted by row the scatter is again a sum of bags, and no row is written twice.
+        """
+        rows, order = samples.rows.flatten().sort()
+        targets, counts = torch.unique_consecutive(rows, return_counts=True)
+        factors = samples.factors.flatten().index_select(0, order)
+        sums = F.embedding_bag(
+            order >> 2, grad_columns, counts.cumsum(0) - counts, mode="sum", per_sample_weights=factors
+        )
+        targets = targets.long()
+        grad_table.index_copy_(0, targets, sums.add_(grad_table.index_select(0, targets)))
 
 
-def _table(image: Tensor) -> Tensor:
-    """The map (C, H, W) with a zero border, as a table with one row of C values for each pixel."""
-    channels, height, width = image.shape
-    table = image.new_zeros((height + 2 * _BORDER, width + 2 * _BORDER, channels))
-    table[_BORDER:-_BORDER, _BORDER:-_BORDER].copy_(image.permute(1, 2, 0))
-    return table.view(-1, channels)
+def _position_gradients(products: Tensor, samples: _Samples) -> tuple[Tensor, Tensor, Tensor]:
+    """(p, T) gradients of dy, dx and mask."""
+    top_left, top_right, bottom_left, bottom_right = products.unbind(-1)
+    top = torch.lerp(top_left, top_right, samples.dx)
+    bottom = torch.lerp(bottom_left, bottom_right, samples.dx)
+    left = torch.lerp(top_left, bottom_left, samples.dy)
+    right = torch.lerp(top_right, bottom_right, samples.dy)
+    return (bottom - top) * samples.mask, (right - left) * samples.mask, torch.lerp(top, bottom, samples.dy)
 
 
-def _columns(table: Tensor, samples: _Samples) -> Tensor:
-    """(p, T C) sampled values of a strip."""
-    starts = torch.arange(0, samples.rows.numel(), 4, dtype=samples.rows.dtype, device=table.device)
-    values = F.embedding_bag(samples.rows, table, starts, mode="sum", per_sample_weights=samples.factors)
-    return values.view(len(samples.mask), -1)
-
-
-def _strips(positions: int, bytes_each: int, budget: int) -> Iterator[tuple[int, int]]:
-    """Cut 0..positions into strips whose temporaries take about ``budget`` bytes."""
+def _cut(positions: int, bytes_each: int, budget: int) -> Iterator[tuple[int, int]]:
+    """Cut 0..positions into parts whose temporaries take about ``budget`` bytes."""
     step = max(1, budget // bytes_each)
     for start in range(0, positions, step):
         yield start, min(start + step, positions)
@@ -260,21 +310,17 @@ def _forward(
     dilation: Sequence[int],
     strip_bytes: int,
 ) -> Tensor:
-    geometry = _Geometry(x, offset, weight, mask, stride, padding, dilation)
-    (batch, channels), (outputs, taps), (height, width) = (
-        x.shape[:2],
-        (len(weight), mask.shape[1]),
-        mask.shape[2:],
-    )
-    kernel = weight.permute(2, 3, 1, 0).reshape(-1, outputs)  # (T C, O)
-    out = x.new_empty((batch, height * width, outputs))
-    bytes_each = taps * (channels * x.element_size() + 64)
-    for item in range(batch):
-        table = _table(x[item])
-        for start, stop in _strips(height * width, bytes_each, strip_bytes):
-            columns = _columns(table, geometry.samples(item, start, stop))
-            torch.mm(columns, kernel, out=out[item, start:stop])
-    return out.view(batch, height, width, outputs).permute(0, 3, 1, 2)
+    sampler = _Sampler(x, offset, weight, mask, stride, padding, dilation)
+    kernel = sampler.kernel(weight)
+    out = x.new_empty((len(x), sampler.positions, len(weight)))
+    column_bytes, sample_bytes = sampler.bytes_each()
+    for item, image in enumerate(x):
+        sampler.load(image)
+        for start, stop in _cut(sampler.positions, sample_bytes, strip_bytes):
+            samples = sampler.samples(item, start, stop)
+            for a, b in _cut(stop - start, column_bytes, strip_bytes):
+                torch.mm(sampler.columns(samples.strip(a, b)), kernel, out=out[item, start + a : start + b])
+    return out.view(len(x), *mask.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 @_forward.register_fake
@@ -288,7 +334,7 @@ def _(
     dilation: Sequence[int],
     strip_bytes: int,
 ) -> Tensor:
-    return x.new_empty((x.shape[0], *mask.shape[2:], len(weight))).permute(0, 3, 1, 2)
+    return x.new_empty((len(x), *mask.shape[2:], len(weight))).permute(0, 3, 1, 2)
 
 
 @torch.library.custom_op("massformer::deform_conv2d_backward", mutates_args=())
@@ -307,43 +353,45 @@ def _backward(
     need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, offset, weight and mask; those not needed are empty. Offset and mask go together."""
-    geometry = _Geometry(x, offset, weight, mask, stride, padding, dilation)
-    batch, channels, height, _ = x.shape
-    outputs, taps, positions = len(weight), mask.shape[1], mask.shape[2] * mask.shape[3]
-    kernel = weight.permute(2, 3, 1, 0).reshape(-1, outputs)  # (T C, O)
-    grad_rows = grad.permute(0, 2, 3, 1).reshape(batch, positions, outputs)
+    sampler = _Sampler(x, offset, weight, mask, stride, padding, dilation)
+    (batch, channels), taps, positions = x.shape[:2], sampler.taps, sampler.positions
+    kernel = sampler.kernel(weight)
+    grad_rows = grad.permute(0, 2, 3, 1).reshape(batch, positions, len(weight))
     grad_kernel = torch.zeros_like(kernel)
+    grad_table = torch.zeros_like(sampler.table) if need_x else sampler.table
     grad_x = torch.empty_like(x) if need_x else x.new_empty(0)
     grad_offset = x.new_empty((batch, positions, 2 * taps) if need_offset else 0)
     grad_mask = x.new_empty((batch, positions, taps) if need_offset else 0)
 
-    bytes_each = taps * (2 * channels * x.element_size() + 256)
-    for item in range(batch):
-        table = _table(x[item])
-        grad_table = torch.zeros_like(table) if need_x else table
-        for start, stop in _strips(positions, bytes_each, strip_bytes):
-            samples = geometry.samples(item, start, stop)
-            rows = grad_rows[item, start:stop]
-            if need_weight:
-                grad_kernel.addmm_(_columns(table, samples).t(), rows)
-            if not (need_x or need_offset):
-                continue
-            grad_columns = (rows @ kernel.t()).view(-1, channels)  # (p T, C)
+    column_bytes, sample_bytes = sampler.bytes_each()
+    for item, image in enumerate(x):
+        sampler.load(image)
+        for start, stop in _cut(positions, sample_bytes, strip_bytes):
+            samples = sampler.samples(item, start, stop)
+            products = []
+            for a, b in _cut(stop - start, column_bytes, strip_bytes):
+                strip, rows = samples.strip(a, b), grad_rows[item, start + a : start + b]
+                if need_weight:
+                    grad_kernel.addmm_(sampler.columns(strip).t(), rows)
+                if need_x or need_offset:
+                    grad_columns = (rows @ kernel.t()).view(-1, sampler.channels)  # (p T, C)
+                if need_offset:
+                    products.append(sampler.products(grad_columns, strip))
+                if need_x:
+                    sampler.scatter(grad_columns, strip, grad_table)
             if need_offset:
-                strip = _sample_gradients(grad_columns, table, samples)
-                grad_offset[item, start:stop, 0::2] = strip[0]
-                grad_offset[item, start:stop, 1::2] = strip[1]
-                grad_mask[item, start:stop] = strip[2]
-            if need_x:
-                _scatter(grad_columns, samples, grad_table)
+                grad_y, grad_x_, grad_m = _position_gradients(torch.cat(products), samples)
+                grad_offset[item, start:stop, 0::2] = grad_y
+                grad_offset[item, start:stop, 1::2] = grad_x_
+                grad_mask[item, start:stop] = grad_m
         if need_x:
-            inside = grad_table.view(height + 2 * _BORDER, -1, channels)[_BORDER:-_BORDER, _BORDER:-_BORDER]
-            grad_x[item] = inside.permute(2, 0, 1)
+            grad_x[item] = sampler.inside(grad_table, channels).permute(2, 0, 1)
+            grad_table.zero_()
 
     def as_map(rows: Tensor) -> Tensor:
         return rows.view(batch, *mask.shape[2:], -1).permute(0, 3, 1, 2) if need_offset else rows
 
-    grad_weight = grad_kernel.view(*weight.shape[2:], -1, outputs).permute(3, 2, 0, 1)
+    grad_weight = grad_kernel.view(*weight.shape[2:], -1, len(weight))[:, :, :channels].permute(3, 2, 0, 1)
     return (
         grad_x,
         as_map(grad_offset),
@@ -378,37 +426,6 @@ def _(
         weight.new_empty(weight.shape if need_weight else 0),
         as_map(mask.shape[1]),
     )
-
-
-def _sample_gradients(
-    grad_columns: Tensor, table: Tensor, samples: _Samples
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(p, T) gradients of dy, dx and mask."""
-    bags = torch.arange(0, samples.rows.numel(), dtype=samples.rows.dtype, device=table.device)
-    products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        grad_columns, table, samples.rows, bags[::4].contiguous(), bags // 4, 0
-    ).view(*samples.mask.shape, 4)
-    dy, dx, mask = samples.dy, samples.dx, samples.mask
-    top_left, top_right, bottom_left, bottom_right = products.unbind(-1)
-    top = torch.lerp(top_left, top_right, dx)
-    bottom = torch.lerp(bottom_left, bottom_right, dx)
-    left = torch.lerp(top_left, bottom_left, dy)
-    right = torch.lerp(top_right, bottom_right, dy)
-    return (bottom - top) * mask, (right - left) * mask, torch.lerp(top, bottom, dy)
-
-
-def _scatter(grad_columns: Tensor, samples: _Samples, grad_table: Tensor) -> None:
-    """Add the gradient of every sample to its four rows of ``grad_table``.
-
-    Sorted by row the scatter is again a sum of bags, and no row is written twice.
-    """
-    rows, order = torch.sort(samples.rows)
-    targets, counts = torch.unique_consecutive(rows, return_counts=True)
-    starts = counts.cumsum(0) - counts
-    sums = F.embedding_bag(
-        order // 4, grad_columns, starts, mode="sum", per_sample_weights=samples.factors[order]
-    )
-    grad_table[targets] += sums
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
