@@ -110,14 +110,14 @@ def _joint_states_cpu(
     """(S, S) int64 counts of (label state, prediction state), by strips of rows in threads."""
     if not ignore_boundaries and (label == IGNORE).any():
         prediction = np.where(label == IGNORE, np.uint8(IGNORE), prediction)
-    dtype, size, shift = (np.uint8, 256, 0) if on_boundary == 128 else (np.uint16, 512, 1)
+    size = 2 * on_boundary
 
     def count(strip: tuple[int, int]) -> np.ndarray:
         maps = []
         for labels in (label, prediction):
             boundary = boundary_rows(labels, *strip, radius, ignore_boundaries=ignore_boundaries)
-            states = np.left_shift(boundary, shift, dtype=dtype)  # 255, or 510, has the flag's bit set
-            states &= dtype(on_boundary)
+            boundary &= np.uint8(128)
+            states = boundary if on_boundary == 128 else boundary * np.uint16(on_boundary // 128)
             states |= labels[slice(*strip)]
             maps.append(states)
         # calcHist returns float32, exact here: a strip has far fewer than 2**24 pixels.

@@ -217,8 +217,8 @@ class SegmentationMetrics(Metric):
             "mIoU": mean_of_present(iou),
             "BIoU": boundary.iou,
             "mBIoU": mean_of_present(boundary.iou),
-            "confusion": self.confusion,
-            "images": self.images,
+            "confusion": self.confusion.clone(),
+            "images": self.images.clone(),
         }
         if self.tolerances:
             per_class = self.f1_sum / self.f1_count
