@@ -28,7 +28,7 @@ from PIL import Image
 from rich.progress import track
 
 from src.data.folder import DatasetError
-from src.data.synthetic.scene import draw_scene
+from src.data.synthetic.scene import SMALLEST_SIDE, draw_scene
 
 GENERATOR_VERSION = 1  # raise it whenever a scene would look different: cached scenes are then drawn again
 MANIFEST = "synthetic.json"
@@ -92,10 +92,10 @@ def write_synthetic_dataset(
         ValueError: a size or a number of scenes is impossible.
     """
     root = Path(root)
-    if min(height, width) < 32 or not splits or min(splits.values()) < 1:
+    if min(height, width) < SMALLEST_SIDE or not splits or min(splits.values()) < 1:
         raise ValueError(
             f"Synthetic scenes: {width}x{height} pixels and splits {dict(splits)} are impossible; "
-            "use at least 32 pixels on each side and one scene in each split."
+            f"use at least {SMALLEST_SIDE} pixels on each side and one scene in each split."
         )
     wanted = {
         "generator": GENERATOR_VERSION,
@@ -155,7 +155,7 @@ def _draw(tasks: list[_Task], workers: int | None) -> None:
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(workers or available, len(tasks))
     if workers <= 1:
-        _progress((_draw_one(task) for task in tasks), len(tasks))
+        _progress(map(_draw_one, tasks), len(tasks))
         return
     # Forked workers start at once and do not import the main program again, as spawned ones would.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -200,7 +200,8 @@ def _read_manifest(root: Path) -> dict[str, Any] | None:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
     except ValueError as error:
         raise DatasetError(
-            f"{path}: not the JSON that the generator writes ({error}). Delete the folder or set data.root to another."
+            f"{path}: not the JSON that the generator writes ({error}). "
+            "Delete the folder or set data.root to another."
         ) from error
     return manifest
 

@@ -2,15 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from src.data.synthetic import backdrop, buildings, objects, people, trees
+from src.data.synthetic import buildings, people, plants, street, vehicles
+from src.data.synthetic.backdrop import Backdrop
+from src.data.synthetic.brush import Brush
 from src.data.synthetic.canvas import Canvas, Material
 from src.data.synthetic.textures import NEUTRAL, grain_bank, ridge
 from src.data.synthetic.view import Camera, Weather, draw_weather
+
+SMALLEST_SIDE = 64
+
+
+class _Prop(NamedTuple):
+    """Things of one kind: how they are drawn, the chance that a scene has any, how many, how many metres away."""
+
+    draw: Callable[[Brush, np.random.Generator], None]
+    chance: float
+    most: int
+    near: float
+    far: float
+
+
+_FAR_SHORE = (
+    _Prop(buildings.draw_block, 0.75, 6, 70, 160),
+    _Prop(buildings.draw_house, 0.6, 4, 60, 100),
+    _Prop(buildings.draw_bell_tower, 0.3, 1, 70, 120),
+    _Prop(buildings.draw_shell, 0.3, 1, 80, 140),
+    _Prop(street.draw_crane, 0.35, 2, 90, 170),
+    _Prop(plants.draw_broadleaf, 0.9, 6, 58, 100),
+    _Prop(plants.draw_conifer, 0.5, 5, 58, 110),
+)
+_AFLOAT = (_Prop(vehicles.draw_boat, 0.6, 3, 16, 45),)
+_ON_LAND = (
+    _Prop(plants.draw_broadleaf, 0.85, 3, 9, 35),
+    _Prop(plants.draw_broadleaf, 0.35, 1, 5, 8),
+    _Prop(plants.draw_conifer, 0.35, 2, 12, 40),
+    _Prop(plants.draw_bush, 0.6, 4, 5, 20),
+    _Prop(people.draw_person, 0.8, 4, 4.5, 22),
+    _Prop(people.draw_person, 0.5, 1, 2.0, 3.2),
+    _Prop(street.draw_power_line, 0.4, 1, 9, 16),
+    _Prop(street.draw_fence, 0.5, 1, 4, 14),
+    _Prop(street.draw_lamp_post, 0.5, 2, 8, 25),
+    _Prop(street.draw_sign, 0.4, 1, 5, 16),
+    _Prop(street.draw_bench, 0.4, 1, 4.5, 12),
+    _Prop(street.draw_umbrella, 0.3, 2, 6, 16),
+    _Prop(vehicles.draw_car, 0.45, 2, 8, 22),
+    _Prop(vehicles.draw_bicycle, 0.4, 2, 3.5, 9),
+    _Prop(plants.draw_tuft, 0.7, 24, 2.0, 12),
+)
 
 
 def draw_scene(
@@ -22,8 +66,8 @@ def draw_scene(
 
     Args:
         seed: not negative.
-        height: of the picture in pixels, at least 32.
-        width: of the picture in pixels, at least 32.
+        height: of the picture in pixels, at least 64.
+        width: of the picture in pixels, at least 64.
         class_ids: id of each class name: background, person, building, tree, ground, sky, water.
 
     Returns:
@@ -33,161 +77,96 @@ def draw_scene(
         ValueError: the picture is too small.
         KeyError: a class name has no id.
     """
-    if min(height, width) < 32:
-        raise ValueError(f"A scene needs at least 32 pixels on each side, got {width}x{height}.")
-    # Each part draws from its own stream, so changing one leaves the others alone.
-    streams = iter(np.random.default_rng([seed, 20250]).spawn(32))
-    canvas = Canvas(height, width)
-    plan = next(streams)
-    weather = draw_weather(plan)
-    camera = Camera(horizon=float(plan.uniform(0.40, 0.62)), height=float(plan.uniform(1.5, 2.6)))
+    if min(height, width) < SMALLEST_SIDE:
+        raise ValueError(f"a scene needs at least {SMALLEST_SIDE} pixels on each side, not {width}x{height}")
+    # Each part draws from a stream of its own, so changing one leaves the others as they were.
+    plan, *streams = np.random.default_rng(seed).spawn(11)
+    canvas, weather = Canvas(height, width), draw_weather(plan)
+    camera = Camera(horizon=float(plan.uniform(0.40, 0.62)), height=float(plan.uniform(1.5, 2.8)))
+    backdrop = Backdrop(canvas, weather, camera)
+    first, second = plan.permutation((Material.GRASS, Material.SAND, Material.PAVING))[:2]
 
-    backdrop.paint_sky(canvas, next(streams), weather, camera)
-    backdrop.paint_hills(canvas, next(streams), weather, camera)
-    grounds = plan.permutation([Material.GRASS, Material.SAND, Material.PAVING])
-    backdrop.paint_ground(canvas, next(streams), weather, camera, Material(int(grounds[0])))
+    backdrop.sky(streams[0])
+    _in_the_air(canvas, streams[1], weather, camera)
+    backdrop.hills(streams[2])
+    backdrop.ground(streams[3], Material(first))
     if plan.random() < 0.6:
-        backdrop.paint_path(canvas, next(streams), weather, camera, Material(int(grounds[1])))
-    _far_shore(canvas, next(streams), weather, camera)
-    wet = _lake(canvas, plan, next(streams), weather, camera)
-    _foreground(canvas, next(streams), weather, camera, wet)
-    return _finish(canvas, next(streams)), canvas.label(class_ids)
-
-
-def _far_shore(canvas: Canvas, rng: np.random.Generator, weather: Weather, camera: Camera) -> None:
-    """Buildings and trees along the horizon, and sometimes a crane."""
-    things = []
-    centre = rng.uniform(0.1, 0.9) * canvas.aspect
-    for _ in range(int(rng.integers(3, 9)) if rng.random() < 0.85 else 0):
-        x = rng.normal(centre, 0.35 * canvas.aspect)
-        things.append((camera.horizon + rng.uniform(0.012, 0.028), x, "building"))
-    for _ in range(int(rng.integers(2, 8))):
-        things.append((camera.horizon + rng.uniform(0.014, 0.032), rng.uniform(0, canvas.aspect), "tree"))
-    if rng.random() < 0.35:
-        things.append((camera.horizon + 0.014, rng.uniform(0.1, 0.9) * canvas.aspect, "crane"))
-    for y, x, kind in sorted(things):
-        spot = camera.spot(x, y)
-        if kind == "building":
-            metres = rng.uniform(8, 40) if rng.random() < 0.7 else rng.uniform(6, 14)
-            buildings.draw_building(canvas, rng, weather, camera, spot, metres)
-        elif kind == "tree":
-            trees.draw_tree(canvas, rng, weather, camera, spot, rng.uniform(6, 13))
-        else:
-            objects.draw_crane(canvas, rng, weather, camera, spot)
-
-
-def _lake(
-    canvas: Canvas, plan: np.random.Generator, rng: np.random.Generator, weather: Weather, camera: Camera
-) -> np.ndarray | None:
-    """Water in front of the far shore in four scenes of five; returns the near shore's y from left to right."""
-    if plan.random() > 0.82:
-        return None
-    far = camera.horizon + plan.uniform(0.030, 0.045)
-    room = 1 - far
-    tilt = np.linspace(-1, 1, 200) * plan.uniform(-0.35, 0.35)
-    near = far + room * (plan.uniform(0.2, 0.65) + tilt + 0.10 * ridge(plan, 200, 3))
-    near = np.clip(near, far, 1.2)
-    backdrop.paint_water(canvas, rng, weather, camera, far, near)
-    return near
-
-
-def _foreground(
-    canvas: Canvas, rng: np.random.Generator, weather: Weather, camera: Camera, shore: np.ndarray | None
-) -> None:
-    """Trees, people and things between the shore and the camera, the farthest first."""
-    if shore is not None:
-        for _ in range(int(rng.integers(0, 3))):
-            x = rng.uniform(0.05, 0.95)
-            bank = float(np.interp(x, np.linspace(0, 1, len(shore)), shore))
-            y = camera.horizon + 0.05 + (bank - camera.horizon - 0.05) * rng.uniform(0.1, 0.6)
-            if bank - camera.horizon > 0.1:
-                objects.draw_boat(canvas, rng, weather, camera, camera.spot(x * canvas.aspect, y))
-    if rng.random() < 0.3:
-        objects.draw_balloon(canvas, rng, weather, rng.uniform(0.1, 0.9) * canvas.aspect, rng.uniform(0.08, 0.25), rng.uniform(0.03, 0.07))  # fmt: skip
-    if rng.random() < 0.4:
-        objects.draw_birds(
-            canvas, rng, weather, rng.uniform(0.1, 0.9) * canvas.aspect, rng.uniform(0.08, 0.3)
-        )
-
-    things: list[tuple[float, float, str]] = []
-
-    def scatter(kind: str, count: int, nearest: float, farthest: float) -> None:
-        for _ in range(count):
-            x = rng.uniform(0.02, 0.98)
-            bank = (
-                camera.horizon + 0.03
-                if shore is None
-                else float(np.interp(x, np.linspace(0, 1, len(shore)), shore))
-            )
-            first = max(bank + 0.01, camera.horizon + farthest)
-            y = first + (camera.horizon + nearest - first) * rng.random()
-            if y >= first:
-                things.append((y, x * canvas.aspect, kind))
-
-    scatter("tree", int(rng.integers(1, 4)), 0.30, 0.06)
-    scatter("bush", int(rng.integers(0, 4)), 0.35, 0.08)
-    scatter("person", int(rng.integers(1, 5)), 0.55, 0.10)
-    scatter("close person", int(rng.random() < 0.45), 1.1, 0.55)
-    for kind, chance in (("power line", 0.45), ("fence", 0.5), ("lamp post", 0.5), ("sign", 0.4), ("car", 0.4), ("bicycle", 0.35), ("bench", 0.35)):  # fmt: skip
-        if rng.random() < chance:
-            scatter(kind, 1, 0.42, 0.12)
-    if shore is not None:
-        for x in rng.uniform(0, 1, int(rng.integers(0, 7))):
-            bank = float(np.interp(x, np.linspace(0, 1, len(shore)), shore))
-            if bank < 1.02:
-                things.append((bank + 0.004, x * canvas.aspect, "reeds"))
-    for y, x, kind in sorted(things):
-        _stand(canvas, rng, weather, camera, camera.spot(x, y), kind)
-
-
-def _stand(
-    canvas: Canvas, rng: np.random.Generator, weather: Weather, camera: Camera, spot, kind: str
-) -> None:
-    things = {
-        "power line": objects.draw_power_line,
-        "fence": objects.draw_fence,
-        "lamp post": objects.draw_lamp_post,
-        "sign": objects.draw_sign,
-        "car": objects.draw_car,
-        "bicycle": objects.draw_bicycle,
-        "bench": objects.draw_bench,
-    }
-    slide = -weather.sun * 0.4
-    if kind == "tree":
-        metres = rng.uniform(5, 9)
-        canvas.shadow(
-            spot.place((slide * metres * 0.4, 0)),
-            (metres * 0.4 * spot.metre, metres * 0.07 * spot.metre),
-            weather.shadow,
-        )
-        trees.draw_tree(canvas, rng, weather, camera, spot, metres)
-    elif kind == "bush":
-        trees.draw_bush(canvas, rng, weather, camera, spot, rng.uniform(0.6, 1.5))
-    elif kind == "reeds":
-        trees.draw_reeds(canvas, rng, weather, camera, spot, rng.uniform(0.4, 1.2))
-    elif kind.endswith("person"):
-        canvas.shadow(spot.place((slide, 0.02)), (0.6 * spot.metre, 0.1 * spot.metre), weather.shadow)
-        people.draw_person(canvas, rng, weather, camera, spot, rng.uniform(1.5, 1.9))
+        backdrop.path(streams[4], Material(second))
+    _arrange(Brush(canvas, weather, camera, 0, 1), streams[5], _FAR_SHORE)
+    if plan.random() < 0.82:
+        far, near = _shores(plan, camera)
+        backdrop.water(streams[6], far, near)
+        _arrange(Brush(canvas, weather, camera, 0, 1), streams[7], _AFLOAT, near, afloat=True)
+        _arrange(Brush(canvas, weather, camera, 0, 1), streams[8], _ON_LAND, near)
+        _bank(Brush(canvas, weather, camera, 0, 1), streams[9], near)
     else:
-        things[kind](canvas, rng, weather, camera, spot)
+        _arrange(Brush(canvas, weather, camera, 0, 1), streams[8], _ON_LAND)
+    return _finish(canvas, streams[9]), canvas.label(class_ids)
+
+
+def _in_the_air(canvas: Canvas, rng: np.random.Generator, weather: Weather, camera: Camera) -> None:
+    for draw, chance in ((vehicles.draw_balloon, 0.3), (vehicles.draw_birds, 0.4)):
+        x, y = rng.uniform((0.1, 0.15), (0.9, 0.6)) * (canvas.aspect, camera.horizon)
+        if rng.random() < chance:
+            draw(canvas, rng, weather, x, y)
+
+
+def _shores(rng: np.random.Generator, camera: Camera) -> tuple[float, np.ndarray]:
+    """Normalised y of the far shore, and of the near shore from left to right."""
+    far = camera.y(rng.uniform(38, 56))
+    slope = np.linspace(-1, 1, 200) * rng.uniform(-0.35, 0.35)
+    near = far + (1 - far) * (rng.uniform(0.2, 0.65) + slope + 0.1 * ridge(rng, 200, 3))
+    return far, np.clip(near, far, 1.2)
+
+
+def _arrange(
+    brush: Brush,
+    rng: np.random.Generator,
+    props: tuple[_Prop, ...],
+    shore: np.ndarray | None = None,
+    afloat: bool = False,
+) -> None:
+    """Place things at random and draw them, the farthest first; on land nothing stands beyond the near shore."""
+    placed = []
+    for prop in props:
+        if rng.random() > prop.chance:
+            continue
+        for _ in range(int(rng.integers(1, prop.most + 1))):
+            x = rng.uniform(0.02, 0.98)
+            distance = float(np.exp(rng.uniform(*np.log((prop.near, prop.far)))))
+            if shore is not None:
+                bank = float(np.interp(x, np.linspace(0, 1, len(shore)), shore)) - brush.camera.horizon
+                limit = brush.camera.height / max(bank, 0.01)
+                if afloat and distance < limit * 1.15:
+                    continue
+                distance = distance if afloat else min(distance, limit * 0.97)
+            placed.append((distance, x * brush.canvas.aspect, prop))
+    for distance, x, prop in sorted(placed, key=lambda thing: -thing[0]):
+        prop.draw(brush.farther(distance, x), rng)
+
+
+def _bank(brush: Brush, rng: np.random.Generator, shore: np.ndarray) -> None:
+    """Reeds along the near shore."""
+    for x in rng.uniform(0, 1, int(rng.integers(0, 8))):
+        y = float(np.interp(x, np.linspace(0, 1, len(shore)), shore)) + 0.004
+        if brush.camera.y(60) < y < 1.02:
+            plants.draw_reeds(brush.farther(brush.camera.distance(y), x * brush.canvas.aspect), rng)
 
 
 def _finish(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     """Soften the drawing like a lens, then apply grain, vignette and exposure; (H, W, 3) uint8."""
     height, width = canvas.height, canvas.width
-    tile = 1 << max(6, round(np.log2(min(height, width) / 3)))
-    bank = grain_bank(rng, tile)
-    rows = np.arange(height, dtype=np.int32) % tile * tile
-    columns = np.arange(width, dtype=np.int32) % tile
-    index = canvas.materials.astype(np.int32) * (tile * tile)
-    index += rows[:, None]
-    index += columns[None, :]
-    gain = np.take(bank.reshape(-1), index)
-
+    tile = int(2 ** np.clip(np.round(np.log2(min(height, width) / 3)), 6, 10))
+    bank = grain_bank(rng, tile).reshape(-1)
     y, x = np.mgrid[-1:1:32j, -1:1:32j]
     slope = rng.normal(0, 0.05, 2)
-    light = rng.uniform(0.94, 1.08) * (1 - 0.10 * (x**2 + y**2) ** 1.5) + slope[0] * x + slope[1] * y
-    light = cv2.resize((light * NEUTRAL).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-    gain = cv2.multiply(gain, np.clip(light, 0, 255).astype(np.uint8), scale=1 / NEUTRAL)
-    soft = cv2.GaussianBlur(canvas.rgb, (3, 3), 0.55)
-    return cv2.multiply(soft, cv2.merge([gain, gain, gain]), scale=1 / NEUTRAL)
+    light = rng.uniform(0.94, 1.08) * (1 - 0.1 * (x**2 + y**2) ** 1.5) + slope[0] * x + slope[1] * y
+    light = cv2.resize((light * NEUTRAL).astype(np.uint8), (width, height), interpolation=cv2.INTER_LINEAR)
+    image = cv2.GaussianBlur(cv2.cvtColor(canvas.pixels, cv2.COLOR_RGBA2RGB), (3, 3), 0.55)
+    columns = np.arange(width, dtype=np.int32) % tile
+    for band in canvas.bands():
+        rows = np.arange(band.start, band.stop, dtype=np.int32)[:, None] % tile
+        grain = np.take(bank, (canvas.pixels[band, :, 3].astype(np.int32) * tile + rows) * tile + columns)
+        gain = cv2.multiply(grain, light[band], scale=1 / NEUTRAL)
+        image[band] = cv2.multiply(image[band], cv2.merge([gain] * 3), scale=1 / NEUTRAL)
+    return image
