@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
+from src.errors import UserError
+
 NameTable = Sequence[tuple[str, str]]
 
 
-class NameTableError(ValueError):
+class NameTableError(UserError):
     """Tensor names or shapes do not fit the table or the network."""
 
 
@@ -77,6 +79,22 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], sour
         problems.append(f"{len(shapes)} shapes differ: {_listing(shapes)}")
     if problems:
         raise NameTableError(f"{source} does not fit this network. " + ". ".join(problems))
+
+
+def shape_of(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """Shape of a tensor that tells something about the architecture.
+
+    Raises:
+        NameTableError: the tensor is missing.
+    """
+    if name not in state:
+        raise NameTableError(f"{name} is missing, so the architecture cannot be told")
+    return tuple(state[name].shape)
+
+
+def count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many different numbers follow ``prefix``, which ends in a dot."""
+    return len({name[len(prefix) :].split(".", 1)[0] for name in state if name.startswith(prefix)})
 
 
 def _listing(names: Sequence[str], most: int = 4) -> str:

@@ -12,23 +12,26 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
+import io
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 from src.checkpoints.names import check_fits
+from src.errors import UserError
+from src.files import write_atomically
 
 PREFIX = "network."
 _BUILDABLE = "src.models."
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint cannot be used; the message names the file, the reason and the cure."""
 
 
@@ -93,19 +96,45 @@ def read(path: str | Path) -> Checkpoint:
     return Checkpoint(config, tensors, Path(path))
 
 
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of any program's checkpoint, by name.
+
+    Accepts safetensors files, ``torch.save`` files with an entry ``state_dict`` (mmengine; everything beside it
+    is ignored) and plain state dicts. The prefix ``module.``, which distributed training leaves, is dropped.
+
+    Raises:
+        CheckpointError: the file is unreadable, or it holds no tensors.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
+            state: Any = load_safetensors(path)
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{path} is not a safetensors file, or it is incomplete: {error}"
+            ) from error
+    else:
+        content = read_file(path)
+        state = content.get("state_dict", content)
+    if not isinstance(state, dict) or not state or not all(isinstance(t, Tensor) for t in state.values()):
+        raise CheckpointError(
+            f"{path} holds no state dict: expected names with tensors, directly or under 'state_dict'"
+        )
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state
+
+
 def write(path: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Write a checkpoint of weights alone, atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"state_dict": {PREFIX + name: t for name, t in state.items()}, "config": dict(config)}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        torch.save(content, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_file(path, {"state_dict": {PREFIX + name: t for name, t in state.items()}, "config": dict(config)})
+
+
+def write_file(path: str | Path, content: Mapping[str, Any]) -> None:
+    """``torch.save`` that never leaves half a file behind."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    write_atomically(Path(path), buffer.getvalue())
 
 
 def build_network(config: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
