@@ -129,7 +129,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("target", type=Path, metavar="OUT", help="checkpoint to write")
     parser.add_argument(
         "--classes",
-        help="name of a file in conf/data/classes (default: mass13k for 7 classes, else numbered)",
+        choices=sorted(file.stem for file in Path(CONFIG_DIR, "data", "classes").glob("*.yaml")),
+        help="names and colours, a file in conf/data/classes (default: mass13k for 7 classes, else numbered)",
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     return parser.parse_args(arguments)
