@@ -1,5 +1,10 @@
-"""Inference: scores, label maps and files from a trained network."""
+"""Inference: scores, label maps and files from a trained network.
 
-from src.inference.semantic import semantic_scores
+Read in this order: ``semantic`` (scores from queries), ``whole`` (one image), ``predictor`` (photos).
+"""
 
-__all__ = ["semantic_scores"]
+from src.inference.predictor import PhotoPrediction, Predictor
+from src.inference.semantic import label_map, semantic_scores
+from src.inference.whole import predict_labels
+
+__all__ = ["PhotoPrediction", "Predictor", "label_map", "predict_labels", "semantic_scores"]

@@ -1,12 +1,28 @@
-"""From query predictions to class scores (MaskFormer, NeurIPS 2021, semantic inference)."""
+"""From query predictions to class scores (MaskFormer, NeurIPS 2021, semantic inference).
+
+B batch, Q queries, K classes, h w size of the mask logits, H W size of the result, n rows of a band
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from src.inference.rows import bands, resize_band, source_rows
 from src.structures import MaskPrediction
+
+BAND_BYTES = 32 * 2**20
+"""Memory of one band of full-size mask logits on a CPU; larger bands leave the cache."""
+
+_DEVICE_BAND_BYTES = 512 * 2**20
+
+
+def class_probabilities(class_logits: Tensor) -> Tensor:
+    """(..., Q, K+1) logits -> (..., Q, K) float32: softmax over all, then "no object" is dropped."""
+    return class_logits.float().softmax(-1)[..., :-1]
 
 
 def semantic_scores(prediction: MaskPrediction, size: tuple[int, int]) -> Tensor:
@@ -22,5 +38,54 @@ def semantic_scores(prediction: MaskPrediction, size: tuple[int, int]) -> Tensor
         (B, K, H, W) float32, at least 0.
     """
     masks = F.interpolate(prediction.mask_logits.float(), size=size, mode="bilinear", align_corners=False)
-    classes = prediction.class_logits.float().softmax(-1)[..., :-1]
+    classes = class_probabilities(prediction.class_logits)
     return torch.einsum("bqk,bqhw->bkhw", classes, masks.sigmoid_())
+
+
+def score_bands(
+    classes: Tensor,
+    mask_rows: Callable[[int, int], Tensor],
+    source_height: int,
+    size: tuple[int, int],
+    band_bytes: int | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """``semantic_scores`` in bands of rows, so that no full-size map of all queries exists.
+
+    Args:
+        classes: (B, Q, K) class probabilities.
+        mask_rows: gives the mask logits (B, Q, stop - start, w) of a range of source rows.
+        source_height: h. size: H and W, pixels.
+        band_bytes: memory of one band's resized logits; by default as suits the device.
+
+    Yields:
+        the band's first row, and its scores (B, K, n, W) float32; bands come from top to bottom.
+    """
+    batch, queries = classes.shape[:2]
+    height, width = size
+    if band_bytes is None:
+        band_bytes = BAND_BYTES if classes.device.type == "cpu" else _DEVICE_BAND_BYTES
+    for start, stop in bands(height, max(1, band_bytes // (4 * batch * queries * width))):
+        rows = source_rows(start, stop, height, source_height, classes.device)
+        masks = resize_band(mask_rows(rows.start, rows.stop).float(), rows, width)
+        yield start, torch.einsum("bqk,bqhw->bkhw", classes, masks.sigmoid_())
+
+
+def label_map(prediction: MaskPrediction, size: tuple[int, int]) -> Tensor:
+    """The class of the highest score at every pixel, in bands: the scores are never whole in memory.
+
+    Args:
+        prediction: of the network. size: height and width, pixels.
+
+    Returns:
+        (B, H, W) uint8, equal to the argmax of ``semantic_scores``.
+    """
+    labels = prediction.mask_logits.new_empty((len(prediction.mask_logits), *size), dtype=torch.uint8)
+    scores = score_bands(
+        class_probabilities(prediction.class_logits),
+        lambda start, stop: prediction.mask_logits[:, :, start:stop],
+        prediction.mask_logits.shape[2],
+        size,
+    )
+    for top, band in scores:
+        labels[:, top : top + band.shape[2]] = band.argmax(1)
+    return labels
