@@ -80,7 +80,9 @@ class TestFindPairs:
         folders = train_folders(write_dataset({"train": 9}))
         for index in range(1, 9):
             (folders.labels / f"photo_{index}.png").unlink()
-        with pytest.raises(DatasetError, match=r"8 of 9 photos.*photo_1\.png.*photo_5\.png and 3 more") as caught:
+        with pytest.raises(
+            DatasetError, match=r"8 of 9 photos.*photo_1\.png.*photo_5\.png and 3 more"
+        ) as caught:
             find_pairs(folders)
         assert "photo_6" not in str(caught.value)
 
@@ -118,7 +120,9 @@ class TestFindPairs:
 
 
 class TestFilePhoto:
-    def open_one(self, folder: Path, taxonomy: Taxonomy, photo: Image.Image, label: np.ndarray, **save: object):  # type: ignore[no-untyped-def]
+    def open_one(
+        self, folder: Path, taxonomy: Taxonomy, photo: Image.Image, label: np.ndarray, **save: object
+    ):  # type: ignore[no-untyped-def]
         for name in ("images", "labels"):
             (folder / name).mkdir()
         photo.save(folder / "images/one.jpg", quality=95, **save)

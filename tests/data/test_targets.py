@@ -20,7 +20,7 @@ def reference_label(pair: dict[str, int]) -> NDArray[np.uint8]:
     height, width = pair["h"], pair["w"]
     stride = height // 12
     shape = (7, -(-height // stride), -(-width // stride))
-    noise = np.random.RandomState(pair["seed"]).standard_normal(shape).astype(np.float32)  # noqa: NPY002
+    noise = np.random.RandomState(pair["seed"]).standard_normal(shape).astype(np.float32)
     smooth = torch.nn.functional.interpolate(
         torch.from_numpy(noise)[None], (height, width), mode="bilinear", align_corners=False
     )
@@ -61,7 +61,11 @@ def pixel_by_pixel(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.sampled_from([0, 1, 2, 255]))
+    hnp.arrays(
+        np.uint8,
+        hnp.array_shapes(min_dims=2, max_dims=2, max_side=9),
+        elements=st.sampled_from([0, 1, 2, 255]),
+    )
 )
 def test_follows_the_definition(label: NDArray[np.uint8]) -> None:
     np.testing.assert_array_equal(boundary_map(label), pixel_by_pixel(label))

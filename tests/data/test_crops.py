@@ -1,0 +1,240 @@
+"""Crops against the plain way: resize everything, then cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import floor
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from src.data.crops import PADDING_COLOUR, RandomCrop, cut_image, cut_label, is_varied, scaled_size
+from src.data.source import Window
+from src.structures import IGNORE
+
+
+@dataclass
+class ArrayPhoto:
+    """A labelled photo in memory that remembers which windows were asked for."""
+
+    pixels: NDArray[np.uint8]
+    ids: NDArray[np.uint8]
+    name: str = "array"
+    windows: list[Window] = field(default_factory=list)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.ids.shape  # type: ignore[return-value]
+
+    def label(self, window: Window) -> NDArray[np.uint8]:
+        self._remember(window)
+        return self.ids[window.slices]
+
+    def image(self, window: Window) -> NDArray[np.uint8]:
+        self._remember(window)
+        return self.pixels[window.slices]
+
+    def _remember(self, window: Window) -> None:
+        assert window.top >= 0
+        assert window.left >= 0
+        assert window.top + window.height <= self.size[0]
+        assert window.left + window.width <= self.size[1]
+        self.windows.append(window)
+
+
+def noise_photo(height: int, width: int, seed: int = 0) -> ArrayPhoto:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return ArrayPhoto(pixels, rng.integers(0, 7, (height, width), dtype=np.uint8))
+
+
+def scaled_label(ids: NDArray[np.uint8], scaled: tuple[int, int]) -> NDArray[np.uint8]:
+    """The label under every pixel's centre, in exact arithmetic (OpenCV and Pillow break ties their own way)."""
+    rows, columns = (
+        [floor(Fraction(2 * i + 1, 2) * Fraction(source, target)) for i in range(target)]
+        for source, target in zip(ids.shape, scaled, strict=True)
+    )
+    return ids[rows][:, columns]
+
+
+class TestScaledSize:
+    @pytest.mark.parametrize(
+        ("size", "short_edge", "scale", "longest", "expected"),
+        [
+            ((3072, 4096), 3072, 0.5, 8192, (1536, 2048)),
+            ((2736, 3648), 3072, 0.7, 8192, (2150, 2867)),
+            ((4032, 3024), 3072, 2.0, 8192, (8192, 6144)),
+            ((3000, 6000), 3072, 2.0, 8192, (4096, 8192)),
+            ((3000, 6000), 3072, 2.0, None, (6144, 12288)),
+            ((360, 480), None, 1.5, None, (540, 720)),
+            ((361, 477), None, 1.0, None, (361, 477)),
+        ],
+    )
+    def test_values(
+        self,
+        size: tuple[int, int],
+        short_edge: int | None,
+        scale: float,
+        longest: int | None,
+        expected: tuple[int, int],
+    ) -> None:
+        assert scaled_size(size, short_edge, scale, longest) == expected
+
+
+@st.composite
+def scaled_windows(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[int, int], Window]:
+    """A photo's size, its scaled size and a window in the scaled photo."""
+    size = draw(st.tuples(st.integers(1, 90), st.integers(1, 90)))
+    scaled = draw(st.tuples(st.integers(1, 150), st.integers(1, 150)))
+    top, left = draw(st.integers(0, scaled[0] - 1)), draw(st.integers(0, scaled[1] - 1))
+    height, width = draw(st.integers(1, scaled[0] - top)), draw(st.integers(1, scaled[1] - left))
+    return size, scaled, Window(top, left, height, width)
+
+
+class TestCutting:
+    @settings(max_examples=300, deadline=None)
+    @given(scaled_windows())
+    def test_image_equals_resizing_everything(
+        self, case: tuple[tuple[int, int], tuple[int, int], Window]
+    ) -> None:
+        size, scaled, window = case
+        photo = noise_photo(*size)
+        # In float, because OpenCV's 8-bit resizing rounds its weights to 11 bits.
+        whole = cv2.resize(photo.pixels.astype(np.float32), scaled[::-1], interpolation=cv2.INTER_LINEAR)
+        np.testing.assert_allclose(
+            cut_image(photo, scaled, window).astype(float), whole[window.slices].astype(float), atol=0.6
+        )
+
+    @settings(max_examples=300, deadline=None)
+    @given(scaled_windows())
+    def test_label_is_the_one_under_the_pixel_centre(
+        self, case: tuple[tuple[int, int], tuple[int, int], Window]
+    ) -> None:
+        size, scaled, window = case
+        photo = noise_photo(*size)
+        whole = scaled_label(photo.ids, scaled)
+        np.testing.assert_array_equal(cut_label(photo, scaled, window), whole[window.slices])
+
+    def test_unscaled_windows_are_exact(self) -> None:
+        photo = noise_photo(60, 80)
+        window = Window(11, 13, 32, 40)
+        np.testing.assert_array_equal(cut_image(photo, photo.size, window), photo.pixels[window.slices])
+        np.testing.assert_array_equal(cut_label(photo, photo.size, window), photo.ids[window.slices])
+
+    @pytest.mark.parametrize("scaled", [(300, 400), (431, 577), (1200, 1600)])
+    def test_reads_no_more_than_lies_under_the_window(self, scaled: tuple[int, int]) -> None:
+        photo = noise_photo(600, 800)
+        cut_image(photo, scaled, Window(40, 50, 128, 128))
+        cut_label(photo, scaled, Window(40, 50, 128, 128))
+        for window in photo.windows:
+            assert window.height <= 128 * 600 / scaled[0] + 3
+            assert window.width <= 128 * 800 / scaled[1] + 3
+
+
+class TestIsVaried:
+    @pytest.mark.parametrize(
+        ("ids", "expected"),
+        [
+            ([0, 0, 0, 1], False),  # exactly 75 %
+            ([0, 0, 1, 1], True),
+            ([0, 0, 0, 0], False),
+            ([0, 0, 0, IGNORE, IGNORE, IGNORE], False),  # one class among the labelled pixels
+            ([0, 0, 1, IGNORE, IGNORE, IGNORE], True),  # two thirds of the labelled pixels
+            ([0, 1, 2, 2, 2, 2, 2, 2, 2, 2], False),
+            ([IGNORE, IGNORE], False),
+        ],
+    )
+    def test_share_of_the_largest_class(self, ids: list[int], expected: bool) -> None:
+        assert is_varied(np.array([ids], dtype=np.uint8), 0.75) is expected
+
+    def test_one_accepts_everything(self) -> None:
+        assert is_varied(np.zeros((4, 4), np.uint8), 1.0)
+
+
+def released_crop(
+    photo: ArrayPhoto, crop: RandomCrop, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The released order of work: resize the whole photo, then look for a window."""
+    scale = crop.scales[rng.integers(len(crop.scales))]
+    height, width = scaled_size(photo.size, crop.short_edge, scale, crop.max_long_edge)
+    image = cv2.resize(photo.pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    label = scaled_label(photo.ids, (height, width))
+
+    def draw() -> tuple[slice, slice]:
+        top = rng.integers(0, max(height - crop.crop_size, 0) + 1)
+        left = rng.integers(0, max(width - crop.crop_size, 0) + 1)
+        return slice(top, top + crop.crop_size), slice(left, left + crop.crop_size)
+
+    window = draw()
+    for _ in range(10):
+        ids, counts = np.unique(label[window], return_counts=True)
+        counts = counts[ids != IGNORE]
+        if len(counts) > 1 and counts.max() / counts.sum() < crop.max_class_share:
+            break
+        window = draw()
+    return image[window], label[window]
+
+
+def blocky_photo(height: int = 150, width: int = 200) -> ArrayPhoto:
+    """Mostly one class, so that many windows are refused."""
+    photo = noise_photo(height, width)
+    photo.pixels[...] = cv2.GaussianBlur(photo.pixels, (0, 0), 2)
+    photo.ids[...] = 0
+    photo.ids[height // 3 : height // 2, width // 2 :] = 1
+    photo.ids[: height // 5, : width // 3] = 2
+    photo.ids[-10:, :] = IGNORE
+    return photo
+
+
+class TestRandomCrop:
+    @pytest.mark.parametrize("size", [(150, 200), (200, 150), (151, 97)])
+    def test_same_windows_and_pixels_as_the_released_order(self, size: tuple[int, int]) -> None:
+        photo = blocky_photo(*size)
+        crop = RandomCrop(48, [0.5, 0.7, 1.0, 1.3, 2.0], short_edge=150, max_long_edge=350)
+        for seed in range(40):
+            image, label = crop(photo, np.random.default_rng(seed))
+            expected_image, expected_label = released_crop(photo, crop, np.random.default_rng(seed))
+            np.testing.assert_array_equal(label, expected_label)
+            np.testing.assert_allclose(image.astype(int), expected_image.astype(int), atol=2)
+
+    def test_gives_up_after_ten_further_tries(self) -> None:
+        photo = noise_photo(80, 80)
+        photo.ids[...] = 3
+        RandomCrop(32, [1.0])(photo, np.random.default_rng(0))
+        assert len(photo.windows) == 1 + 10 + 1  # the last is the image's
+
+    def test_windows_are_uniform_over_all_positions(self) -> None:
+        photo = noise_photo(34, 35)
+        crop = RandomCrop(32, [1.0], max_class_share=1.0)
+        rng = np.random.default_rng(0)
+        for _ in range(1200):
+            crop(photo, rng)
+        positions = [(window.top, window.left) for window in photo.windows[::2]]
+        _, counts = np.unique(positions, axis=0, return_counts=True)
+        assert len(counts) == 3 * 4
+        assert counts.min() > 60  # expected 100, standard deviation 10
+        assert counts.max() < 140
+
+    def test_small_photos_are_filled_up(self) -> None:
+        photo = noise_photo(20, 50)
+        image, label = RandomCrop(32, [1.0])(photo, np.random.default_rng(0))
+        assert image.shape == (32, 32, 3)
+        assert (image[20:] == PADDING_COLOUR).all()
+        assert (label[20:] == IGNORE).all()
+        assert (label[:20] != IGNORE).all()
+
+    @pytest.mark.parametrize("size", [(40, 90), (90, 40), (33, 31), (1, 200)])
+    def test_every_shape_of_photo(self, size: tuple[int, int]) -> None:
+        image, label = RandomCrop(32, [0.5, 2.0])(noise_photo(*size), np.random.default_rng(1))
+        assert image.shape == (32, 32, 3)
+        assert label.shape == (32, 32)
+
+    @pytest.mark.parametrize("arguments", [(0, [1.0]), (32, []), (32, [0.0]), (32, [1.0, -1.0])])
+    def test_impossible_arguments(self, arguments: tuple[int, list[float]]) -> None:
+        with pytest.raises(ValueError, match="crop_size"):
+            RandomCrop(*arguments)

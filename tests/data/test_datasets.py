@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from src.data.classes import ClassMap, Taxonomy
+from src.data.crops import RandomCrop
+from src.data.datasets import CropDataset, EvaluationDataset, collate_crops, single
+from src.data.folder import FolderSource, benchmark_folders
+from src.data.sampling import Draw
+from src.data.targets import boundary_map
+
+Writer = Callable[..., Path]
+
+
+@pytest.fixture
+def source(write_dataset: Writer, taxonomy: Taxonomy) -> FolderSource:
+    return FolderSource.from_folders(benchmark_folders(write_dataset(), "train"), ClassMap(taxonomy))
+
+
+class TestCropDataset:
+    crop = RandomCrop(32, [0.8, 1.0, 1.5])
+
+    def test_types_shapes_and_boundaries(self, source: FolderSource) -> None:
+        crop = CropDataset(source, self.crop, seed=0)[Draw(7, 2)]
+        assert crop.image.shape == (3, 32, 32)
+        assert crop.label.shape == crop.boundary.shape == (32, 32)
+        assert {part.dtype for part in crop} == {torch.uint8}
+        np.testing.assert_array_equal(crop.boundary, boundary_map(crop.label.numpy()))
+
+    def test_a_crop_depends_on_seed_and_draw_alone(self, source: FolderSource) -> None:
+        dataset = CropDataset(source, self.crop, seed=5)
+        first = [dataset[Draw(number, number % 5)] for number in range(12)]
+        other = copy.deepcopy(dataset)
+        for number in reversed(range(12)):
+            for left, right in zip(first[number], other[Draw(number, number % 5)], strict=True):
+                assert torch.equal(left, right)
+
+    def test_draws_and_seeds_differ(self, source: FolderSource) -> None:
+        images = {
+            CropDataset(source, self.crop, seed)[Draw(number, 1)].image.numpy().tobytes()
+            for seed in range(3)
+            for number in range(5)
+        }
+        assert len(images) == 15
+
+    def test_a_plain_index_gives_a_fixed_crop(self, source: FolderSource) -> None:
+        dataset = CropDataset(source, self.crop, seed=0)
+        assert torch.equal(dataset[2].image, dataset[Draw(2, 2)].image)
+
+    def test_collate_stacks(self, source: FolderSource) -> None:
+        dataset = CropDataset(source, self.crop, seed=0)
+        crops = [dataset[index] for index in range(3)]
+        batch = collate_crops(crops)
+        assert batch.images.shape == (3, 3, 32, 32)
+        assert torch.equal(batch.targets.labels[1], crops[1].label)
+        assert torch.equal(batch.targets.boundaries[2], crops[2].boundary)
+
+
+class TestEvaluationDataset:
+    def test_label_keeps_its_own_size(self, source: FolderSource) -> None:
+        image, label, name = EvaluationDataset(source, (28, 21), enlarge=False)[3]
+        assert name == "photo_3"
+        assert label.shape == (46, 56)
+        assert image.shape == (3, 21, 26)
+        assert image.dtype == label.dtype == torch.uint8
+        assert image.is_contiguous()
+
+    def test_small_photos_stay_or_grow(self, source: FolderSource) -> None:
+        photo = np.asarray(Image.open(source._pairs[0].image))
+        image = EvaluationDataset(source, (4096, 3072), enlarge=False)[0].image
+        np.testing.assert_array_equal(image.permute(1, 2, 0), photo)
+        grown = EvaluationDataset(source, (112, 80), enlarge=True)[0].image
+        expected = cv2.resize(photo, (112, 80), interpolation=cv2.INTER_LINEAR)
+        np.testing.assert_allclose(grown.permute(1, 2, 0).int(), expected.astype(int), atol=1)
+
+    def test_a_batch_is_one_photo(self, source: FolderSource) -> None:
+        item = EvaluationDataset(source, (4096, 3072), enlarge=False)[1]
+        assert single([item]) is item
