@@ -1,0 +1,129 @@
+"""Files made from a prediction, row by row: label maps, overlays, soft masks, cut-outs and edge maps.
+
+K classes, n rows of a band, W width
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from src.inference.png import PngWriter
+from src.inference.whole import Band
+from src.pictures import overlay
+from src.structures import IGNORE
+
+KINDS = ("labels", "overlays", "masks", "cutouts", "edges")
+_SMALLEST_SUM = 1e-6  # below this no class has a share of the pixel
+
+
+class OutputPlan(NamedTuple):
+    """What is written for every photo.
+
+    Attributes:
+        kinds: of ``KINDS``. labels: index PNG with the classes' palette. overlays: the photo tinted with class
+            colours. masks: for every chosen class, its share of the scores, gray. cutouts: the photo with the
+            chosen classes' share as alpha. edges: probability of a class boundary, gray.
+        classes: name to RGB colour, in the order of the ids.
+        chosen: names of the classes of masks and cut-outs.
+        mask_bits: 8 or 16 bits per pixel of masks.
+    """
+
+    kinds: tuple[str, ...]
+    classes: Mapping[str, Sequence[int]]
+    chosen: tuple[str, ...]
+    mask_bits: int = 8
+
+    def files(self, folder: Path, name: str) -> dict[str, Path]:
+        """The files of one photo: place below the folder to path. ``name`` may hold sub-folders."""
+        places = [kind for kind in self.kinds if kind != "masks"]
+        if "masks" in self.kinds:
+            places += self.mask_places
+        return {place: folder / place / f"{name}.png" for place in places}
+
+    @property
+    def mask_places(self) -> list[str]:
+        """Folders of the chosen classes' masks, ``masks/1_person``: safe whatever a checkpoint calls its classes."""
+        ids = {name: index for index, name in enumerate(self.classes)}
+        return [f"masks/{ids[name]}_{re.sub(r'[^A-Za-z0-9-]+', '_', name)}" for name in self.chosen]
+
+
+class PhotoFiles:
+    """The files of one photo while they are written; they appear together when the block ends well.
+
+    Args:
+        plan: what to write. files: from ``plan.files``. size: height and width of the photo, pixels.
+    """
+
+    def __init__(self, plan: OutputPlan, files: Mapping[str, Path], size: tuple[int, int]) -> None:
+        self._plan, self._files, self._size = plan, files, size
+        self._colours = np.array([list(colour) for colour in plan.classes.values()], np.uint8)
+        names = list(plan.classes)
+        self._chosen = [names.index(choice) for choice in plan.chosen]
+        self._writers: dict[str, PngWriter] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with self._stack:
+            for place, path in self._files.items():
+                self._writers[place] = self._stack.enter_context(self._writer(place, path))
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def _writer(self, place: str, path: Path) -> PngWriter:
+        height, width = self._size
+        if place == "labels":
+            palette = np.zeros((256, 3), np.uint8)
+            palette[: len(self._colours)] = self._colours
+            palette[IGNORE] = 255
+            return PngWriter(path, width, height, "palette", palette=palette.tolist(), level=6)
+        if place == "overlays":
+            return PngWriter(path, width, height, "rgb")
+        if place == "cutouts":
+            return PngWriter(path, width, height, "rgba")
+        return PngWriter(path, width, height, bits=self._plan.mask_bits if place != "edges" else 8)
+
+    def write(self, band: Band, photo: NDArray[np.uint8]) -> None:
+        """Append a band to every file.
+
+        Args:
+            band: the next rows of the prediction. photo: (n, W, 3) the same rows of the photo.
+        """
+        label = band.scores.argmax(0).byte().cpu().numpy()
+        shares = self._shares(band.scores)
+        for place, writer in self._writers.items():
+            if place == "labels":
+                writer.write(label)
+            elif place == "overlays":
+                writer.write(overlay(photo, label, self._colours))
+            elif place == "cutouts":
+                writer.write(np.dstack((photo, _quantise(shares.sum(0), 8))))
+            elif place == "edges":
+                writer.write(_quantise(torch.zeros_like(shares[0]) if band.edges is None else band.edges, 8))
+            else:
+                share = shares[self._plan.mask_places.index(place)]
+                writer.write(_quantise(share, self._plan.mask_bits))
+
+    def _shares(self, scores: Tensor) -> Tensor:
+        """(K, n, W) scores -> (chosen, n, W) shares of the sum over all classes, in 0..1."""
+        return scores[self._chosen] / scores.sum(0).clamp_(min=_SMALLEST_SUM)
+
+
+def _quantise(values: Tensor, bits: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """0..1 -> whole numbers of 8 or 16 bits."""
+    scaled = values.clamp(0, 1).mul(2**bits - 1).round()
+    return scaled.to(torch.int32).cpu().numpy().astype(np.uint8 if bits == 8 else np.uint16)

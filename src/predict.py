@@ -1,0 +1,208 @@
+"""Label photos with a trained network.
+
+``python -m src.predict checkpoint=<file> input=<photo or folder> output=<folder>``
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from src.checkpoints.store import Checkpoint, load_network, read
+from src.config import CONFIG_DIR, to_plain
+from src.errors import UserError, explained
+from src.inference.outputs import KINDS, OutputPlan, PhotoFiles
+from src.inference.predictor import Predictor
+from src.photos import PHOTO_SUFFIXES, PhotoError, photo_size
+
+_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Job(NamedTuple):
+    """A photo, the name of its files below the output, and the files themselves."""
+
+    photo: Path
+    name: str
+    files: dict[str, Path]
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="predict")
+def main(config: DictConfig) -> None:
+    """Predict as configured; exit code 1 when a photo failed."""
+    with explained():
+        failures = predict(to_plain(config))
+    if failures:
+        raise SystemExit(1)
+
+
+def predict(config: dict[str, Any]) -> dict[Path, str]:
+    """Write the files of every photo; returns the photos that failed, with the reason.
+
+    Raises:
+        UserError: nothing can be predicted as configured; raised before any work is done.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    source, folder = _folders(config)
+    precision = config["precision"]
+    if precision not in _PRECISIONS:
+        raise UserError(f"precision={precision}: choose one of {', '.join(_PRECISIONS)}")
+    device = _device(config["device"])
+    photos = find_photos(source)
+    checkpoint = read(Path(config["checkpoint"]).expanduser())
+    plan = _plan(config, checkpoint)
+    jobs = [
+        Job(photo, name, plan.files(folder, name))
+        for photo, name in zip(photos, names(source, photos), strict=True)
+    ]
+    _check_writable(folder)
+
+    todo = [job for job in jobs if config["overwrite"] or not all(map(Path.exists, job.files.values()))]
+    if len(todo) < len(jobs):
+        console.print(
+            f"{len(jobs) - len(todo)} of {len(jobs)} photos are done already (overwrite=true repeats them)"
+        )
+    failures: dict[Path, str] = {}
+    if todo:
+        network = load_network(checkpoint).to(device)
+        predictor = Predictor(network, **config["inference"], autocast=_PRECISIONS[precision])
+        failures = _predict_all(todo, plan, predictor, console)
+    for photo, reason in failures.items():
+        console.print(f"failed: {reason if str(photo) in reason else f'{photo}: {reason}'}")
+    done = len(todo) - len(failures)
+    console.print(f"{done} photos predicted, {len(failures)} failed; results: {folder.resolve()}")
+    return failures
+
+
+def _predict_all(
+    jobs: Sequence[Job], plan: OutputPlan, predictor: Predictor, console: Console
+) -> dict[Path, str]:
+    failures: dict[Path, str] = {}
+    sizes: dict[Path, tuple[int, int]] = {}
+    for job in jobs:
+        try:
+            sizes[job.photo] = photo_size(job.photo)
+        except (PhotoError, OSError) as error:
+            failures[job.photo] = str(error)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    with Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=console) as progress:
+        pixels = {photo: height * width for photo, (height, width) in sizes.items()}
+        task = progress.add_task("", total=sum(pixels.values()))
+        completed = 0
+        for job in jobs:
+            if job.photo in failures:
+                continue
+            progress.update(task, description=job.photo.name)
+            try:
+                _predict_one(job, plan, predictor)
+            except (PhotoError, OSError) as error:
+                failures[job.photo] = str(error)
+            completed += pixels[job.photo]
+            progress.update(task, completed=completed)
+    return failures
+
+
+def _predict_one(job: Job, plan: OutputPlan, predictor: Predictor) -> None:
+    pixels = predictor.read(job.photo)
+    with PhotoFiles(plan, job.files, (pixels.shape[0], pixels.shape[1])) as files:
+        for band in predictor.bands(pixels):
+            files.write(band, pixels[band.top : band.top + band.scores.shape[1]])
+
+
+def find_photos(source: Path) -> list[Path]:
+    """A photo itself, or all photos of a folder and its sub-folders, hidden ones left out, in order of their path.
+
+    Raises:
+        UserError: there is none.
+    """
+    if source.is_file():
+        if source.suffix.lower() not in PHOTO_SUFFIXES:
+            raise UserError(f"input={source} is not a photo; known are {', '.join(sorted(PHOTO_SUFFIXES))}")
+        return [source]
+    if not source.is_dir():
+        raise UserError(f"input={source}: no such file or folder")
+    photos = [
+        path
+        for path in sorted(source.rglob("*"))
+        if path.suffix.lower() in PHOTO_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(source).parts)
+    ]
+    if not photos:
+        raise UserError(f"input={source} holds no photo ({', '.join(sorted(PHOTO_SUFFIXES))})")
+    return photos
+
+
+def names(source: Path, photos: Sequence[Path]) -> list[str]:
+    """Names of the photos' outputs, without suffix: sub-folders and stem.
+
+    Where two photos of one folder share a stem, all of that folder keep their suffix ("a.jpg", "a.png").
+    """
+    base = source.parent if source.is_file() else source
+    stems: dict[Path, list[str]] = {}
+    for photo in photos:
+        stems.setdefault(photo.parent, []).append(photo.stem.lower())
+    ambiguous = {folder for folder, found in stems.items() if len(set(found)) < len(found)}
+    return [
+        (photo if photo.parent in ambiguous else photo.with_suffix("")).relative_to(base).as_posix()
+        for photo in photos
+    ]
+
+
+def _folders(config: dict[str, Any]) -> tuple[Path, Path]:
+    for key in ("checkpoint", "input", "output"):
+        if config[key] is None:
+            raise UserError(
+                f"{key} is not given. Usage: "
+                "python -m src.predict checkpoint=<file> input=<photo or folder> output=<folder>"
+            )
+    source, folder = Path(config["input"]).expanduser(), Path(config["output"]).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output={folder} is a file; give a folder")
+    if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+        raise UserError(
+            f"output={folder} lies inside input={source}, so results would be taken for photos; choose another folder"
+        )
+    return source, folder
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"output={folder} cannot be written: {error.strerror}") from error
+
+
+def _plan(config: dict[str, Any], checkpoint: Checkpoint) -> OutputPlan:
+    classes = checkpoint.classes
+    chosen = tuple(classes) if config["classes"] is None else tuple(config["classes"])
+    if unknown := [name for name in chosen if name not in classes]:
+        raise UserError(f"classes={unknown}: {checkpoint.path} knows {', '.join(classes)}")
+    kinds = tuple(dict.fromkeys(config["outputs"]))
+    if not kinds or (unknown := [kind for kind in kinds if kind not in KINDS]):
+        raise UserError(f"outputs={list(kinds)}: choose from {', '.join(KINDS)}")
+    if config["mask_bits"] not in (8, 16):
+        raise UserError(f"mask_bits={config['mask_bits']}: choose 8 or 16")
+    return OutputPlan(kinds, classes, chosen, config["mask_bits"])
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+if __name__ == "__main__":
+    main()
