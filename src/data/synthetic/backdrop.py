@@ -41,7 +41,7 @@ class Backdrop:
         columns = round(rows * canvas.aspect)
         y, x = (np.mgrid[:rows, :columns] + 0.5).astype(np.float32) / rows
         elevation = np.maximum(self.camera.horizon - y, 0)
-        height = (elevation / self.camera.horizon)[..., None] ** 0.7
+        height = (elevation / self.camera.horizon)[..., None] ** 0.85
         sky = weather.haze * (1 - height) + weather.zenith * height
 
         sun = ((0.5 + 0.6 * weather.sun) * canvas.aspect, self.camera.horizon * rng.uniform(0.1, 0.8))

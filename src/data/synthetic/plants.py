@@ -8,7 +8,7 @@ from src.data.synthetic.brush import Brush
 from src.data.synthetic.canvas import Material
 from src.data.synthetic.view import pick, vary
 
-_BARK = ((92, 74, 58), (112, 98, 84), (74, 62, 54), (150, 142, 132))
+_BARK = ((92, 80, 68), (112, 102, 92), (74, 66, 60), (150, 144, 136))
 _LEAVES = (
     (84, 112, 44),
     (66, 98, 46),
@@ -155,7 +155,8 @@ def _blades(
     material: Material,
 ) -> None:
     """Bent blades from the ground; `spread` is the deviation of their feet in multiples of the height."""
-    foot = rng.normal(0, (height * spread, height * spread * 0.04), (count, 2))
+    foot = rng.normal(0, (height * spread, height * spread * 0.08), (count, 2))
+    foot = foot[np.argsort(-foot[:, 1])]
     lean = rng.normal(rng.normal(0, 0.15), 0.28, (count, 1))
     length = height * rng.uniform(0.5, 1.1, (count, 1))
     t = np.linspace(0, 1, 6)[None, :]

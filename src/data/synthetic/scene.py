@@ -16,6 +16,7 @@ from src.data.synthetic.textures import NEUTRAL, grain_bank, ridge
 from src.data.synthetic.view import Camera, Weather, draw_weather
 
 SMALLEST_SIDE = 64
+_TRIES = 8  # places looked at for a thing before the scene goes without it
 
 
 class _Prop(NamedTuple):
@@ -39,16 +40,16 @@ _FAR_SHORE = (
 )
 _AFLOAT = (_Prop(vehicles.draw_boat, 0.6, 3, 16, 45),)
 _ON_LAND = (
-    _Prop(plants.draw_broadleaf, 0.85, 3, 9, 35),
-    _Prop(plants.draw_broadleaf, 0.35, 1, 5, 8),
-    _Prop(plants.draw_conifer, 0.35, 2, 12, 40),
+    _Prop(plants.draw_broadleaf, 0.85, 3, 10, 40),
+    _Prop(plants.draw_broadleaf, 0.25, 1, 5, 8),
+    _Prop(plants.draw_conifer, 0.3, 2, 18, 45),
     _Prop(plants.draw_bush, 0.6, 4, 5, 20),
-    _Prop(people.draw_person, 0.8, 4, 4.5, 22),
-    _Prop(people.draw_person, 0.5, 1, 2.0, 3.2),
-    _Prop(street.draw_power_line, 0.4, 1, 9, 16),
+    _Prop(people.draw_person, 0.9, 4, 4, 20),
+    _Prop(people.draw_person, 0.6, 1, 2.0, 3.2),
+    _Prop(street.draw_power_line, 0.4, 1, 13, 24),
     _Prop(street.draw_fence, 0.5, 1, 4, 14),
     _Prop(street.draw_lamp_post, 0.5, 2, 8, 25),
-    _Prop(street.draw_sign, 0.4, 1, 5, 16),
+    _Prop(street.draw_sign, 0.4, 1, 7, 16),
     _Prop(street.draw_bench, 0.4, 1, 4.5, 12),
     _Prop(street.draw_umbrella, 0.3, 2, 6, 16),
     _Prop(vehicles.draw_car, 0.45, 2, 8, 22),
@@ -80,9 +81,9 @@ def draw_scene(
     if min(height, width) < SMALLEST_SIDE:
         raise ValueError(f"a scene needs at least {SMALLEST_SIDE} pixels on each side, not {width}x{height}")
     # Each part draws from a stream of its own, so changing one leaves the others as they were.
-    plan, *streams = np.random.default_rng(seed).spawn(11)
+    plan, *streams = np.random.default_rng(seed).spawn(12)
     canvas, weather = Canvas(height, width), draw_weather(plan)
-    camera = Camera(horizon=float(plan.uniform(0.40, 0.62)), height=float(plan.uniform(1.5, 2.8)))
+    camera = Camera(horizon=float(plan.uniform(0.42, 0.66)), height=float(plan.uniform(1.5, 2.8)))
     backdrop = Backdrop(canvas, weather, camera)
     first, second = plan.permutation((Material.GRASS, Material.SAND, Material.PAVING))[:2]
 
@@ -92,16 +93,16 @@ def draw_scene(
     backdrop.ground(streams[3], Material(first))
     if plan.random() < 0.6:
         backdrop.path(streams[4], Material(second))
-    _arrange(Brush(canvas, weather, camera, 0, 1), streams[5], _FAR_SHORE)
+    brush = Brush(canvas, weather, camera, x=0, distance=1)
+    near = np.full(200, camera.horizon)
+    _arrange(brush, streams[5], _FAR_SHORE, near)
     if plan.random() < 0.82:
         far, near = _shores(plan, camera)
         backdrop.water(streams[6], far, near)
-        _arrange(Brush(canvas, weather, camera, 0, 1), streams[7], _AFLOAT, near, afloat=True)
-        _arrange(Brush(canvas, weather, camera, 0, 1), streams[8], _ON_LAND, near)
-        _bank(Brush(canvas, weather, camera, 0, 1), streams[9], near)
-    else:
-        _arrange(Brush(canvas, weather, camera, 0, 1), streams[8], _ON_LAND)
-    return _finish(canvas, streams[9]), canvas.label(class_ids)
+        _arrange(brush, streams[7], _AFLOAT, near, afloat=True)
+        _reeds(brush, streams[8], near)
+    _arrange(brush, streams[9], _ON_LAND, near)
+    return _finish(canvas, streams[10]), canvas.label(class_ids)
 
 
 def _in_the_air(canvas: Canvas, rng: np.random.Generator, weather: Weather, camera: Camera) -> None:
@@ -123,29 +124,35 @@ def _arrange(
     brush: Brush,
     rng: np.random.Generator,
     props: tuple[_Prop, ...],
-    shore: np.ndarray | None = None,
+    shore: np.ndarray,
     afloat: bool = False,
 ) -> None:
-    """Place things at random and draw them, the farthest first; on land nothing stands beyond the near shore."""
+    """Place things at random and draw them, the farthest first.
+
+    Args:
+        brush: anywhere.
+        rng: source of randomness.
+        props: what to draw.
+        shore: (N,) normalised y of the near shore; things on land stand on our side of it.
+        afloat: the things are on the water beyond it instead.
+    """
     placed = []
+    places = np.linspace(0, 1, len(shore))
     for prop in props:
         if rng.random() > prop.chance:
             continue
         for _ in range(int(rng.integers(1, prop.most + 1))):
-            x = rng.uniform(0.02, 0.98)
-            distance = float(np.exp(rng.uniform(*np.log((prop.near, prop.far)))))
-            if shore is not None:
-                bank = float(np.interp(x, np.linspace(0, 1, len(shore)), shore)) - brush.camera.horizon
-                limit = brush.camera.height / max(bank, 0.01)
-                if afloat and distance < limit * 1.15:
-                    continue
-                distance = distance if afloat else min(distance, limit * 0.97)
-            placed.append((distance, x * brush.canvas.aspect, prop))
+            for x, depth in rng.uniform((0.02, 0), (0.98, 1), (_TRIES, 2)):
+                distance = float(prop.near * (prop.far / prop.near) ** depth)
+                inland = brush.camera.y(distance) - np.interp(x, places, shore)
+                if inland < -0.01 if afloat else inland > 0.004:
+                    placed.append((distance, x * brush.canvas.aspect, prop))
+                    break
     for distance, x, prop in sorted(placed, key=lambda thing: -thing[0]):
         prop.draw(brush.farther(distance, x), rng)
 
 
-def _bank(brush: Brush, rng: np.random.Generator, shore: np.ndarray) -> None:
+def _reeds(brush: Brush, rng: np.random.Generator, shore: np.ndarray) -> None:
     """Reeds along the near shore."""
     for x in rng.uniform(0, 1, int(rng.integers(0, 8))):
         y = float(np.interp(x, np.linspace(0, 1, len(shore)), shore)) + 0.004
@@ -160,7 +167,7 @@ def _finish(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     bank = grain_bank(rng, tile).reshape(-1)
     y, x = np.mgrid[-1:1:32j, -1:1:32j]
     slope = rng.normal(0, 0.05, 2)
-    light = rng.uniform(0.94, 1.08) * (1 - 0.1 * (x**2 + y**2) ** 1.5) + slope[0] * x + slope[1] * y
+    light = rng.uniform(0.98, 1.12) * (1 - 0.07 * (x**2 + y**2) ** 1.5) + slope[0] * x + slope[1] * y
     light = cv2.resize((light * NEUTRAL).astype(np.uint8), (width, height), interpolation=cv2.INTER_LINEAR)
     image = cv2.GaussianBlur(cv2.cvtColor(canvas.pixels, cv2.COLOR_RGBA2RGB), (3, 3), 0.55)
     columns = np.arange(width, dtype=np.int32) % tile

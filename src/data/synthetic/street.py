@@ -18,10 +18,10 @@ _TIMBER = ((128, 104, 78), (170, 160, 146), (132, 92, 58), (150, 120, 88))
 def draw_power_line(brush: Brush, rng: np.random.Generator) -> None:
     """A row of poles that runs into the distance, and the cables that sag between them."""
     height, drift = rng.uniform(7, 10), rng.uniform(-0.9, 0.9) * brush.canvas.aspect
-    wood = pick(rng, _TIMBER) * 0.7
+    wood = pick(rng, _STEEL)
     insulators = np.add([(-0.9, 0), (-0.3, 0), (0.3, 0), (0.9, 0), (-0.6, -0.9), (0.6, -0.9)], (0, height))
     hooks = []
-    for ratio in (8, 4.4, 2.6, 1.6, 1, 0.55):
+    for ratio in (8, 4.4, 2.6, 1.6, 1, 0.6):
         pole = brush.farther(brush.distance * ratio, brush.x + drift * (1 - 1 / ratio))
         pole.convex([[(-0.12, 0), (0.12, 0), (0.08, height), (-0.08, height)]], wood, Material.WOOD)
         beams = [[(-1.05, height + y), (1.05, height + y)] for y in (0, -0.9)]

@@ -92,7 +92,7 @@ def grain_bank(rng: np.random.Generator, size: int) -> np.ndarray:
         Material.CLOTH: _weave(size) + 0.05 * blotch,
         Material.HAIR: 0.10 * upright,
         Material.METAL: 0.012 * blotch,
-        Material.WOOD: 0.10 * across,
+        Material.WOOD: 0.06 * speckle + 0.04 * blotch,
     }
     noise = 0.016 * rng.standard_normal((size, size), np.float32)
     bank = np.empty((len(Material), size, size), np.uint8)

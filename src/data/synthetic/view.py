@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -67,80 +68,54 @@ class Weather:
         return np.clip(np.asarray(colour, float) * self.tint * clear + self.haze * (1 - clear), 0, 255)
 
 
-# zenith, haze, cloud light, cloud dark, least and most cover, tint, shadow, visibility
-_SKIES = (
-    (
-        (52, 108, 186),
-        (188, 214, 236),
-        (252, 252, 252),
-        (196, 206, 218),
-        0.0,
-        0.25,
-        (1.04, 1.02, 0.96),
-        0.55,
-        900,
+class _Sky(NamedTuple):
+    """The typical colours and light of one kind of weather; fields as in `Weather`, cover as a range."""
+
+    zenith: tuple[int, int, int]
+    haze: tuple[int, int, int]
+    cloud_light: tuple[int, int, int]
+    cloud_dark: tuple[int, int, int]
+    cover: tuple[float, float]
+    tint: tuple[float, float, float]
+    shadow: float
+    visibility: float
+
+
+_SKIES = {
+    "fine": _Sky(
+        (84, 138, 206), (196, 220, 238), (252, 252, 252), (196, 206, 218), (0.0, 0.25), (1.04, 1.02, 0.96), 0.55, 900
     ),
-    (
-        (70, 122, 190),
-        (196, 214, 228),
-        (250, 250, 248),
-        (150, 160, 174),
-        0.35,
-        0.7,
-        (1.0, 1.0, 0.98),
-        0.45,
-        800,
+    "broken cloud": _Sky(
+        (92, 142, 200), (200, 218, 232), (250, 250, 248), (150, 160, 174), (0.35, 0.7), (1.0, 1.0, 0.98), 0.45, 800
     ),
-    (
-        (138, 146, 156),
-        (206, 208, 210),
-        (214, 216, 218),
-        (118, 124, 134),
-        0.8,
-        1.0,
-        (0.88, 0.9, 0.93),
-        0.2,
-        500,
+    "overcast": _Sky(
+        (138, 146, 156), (206, 208, 210), (214, 216, 218), (118, 124, 134), (0.8, 1.0), (0.88, 0.9, 0.93), 0.2, 500
     ),
-    (
-        (160, 172, 182),
-        (224, 222, 214),
-        (236, 234, 230),
-        (170, 174, 178),
-        0.5,
-        0.9,
-        (0.97, 0.96, 0.93),
-        0.15,
-        200,
+    "mist": _Sky(
+        (160, 172, 182), (224, 222, 214), (236, 234, 230), (170, 174, 178), (0.5, 0.9), (0.97, 0.96, 0.93), 0.15, 200
     ),
-    ((62, 74, 124), (246, 178, 118), (250, 170, 124), (98, 82, 112), 0.3, 0.65, (0.98, 0.82, 0.7), 0.4, 500),
-    (
-        (112, 150, 196),
-        (250, 222, 180),
-        (254, 232, 204),
-        (176, 160, 160),
-        0.1,
-        0.5,
-        (1.08, 0.97, 0.82),
-        0.5,
-        450,
+    "dusk": _Sky(
+        (82, 96, 146), (248, 188, 132), (250, 176, 130), (108, 94, 122), (0.3, 0.65), (0.98, 0.82, 0.7), 0.4, 500
     ),
-)
+    "golden hour": _Sky(
+        (124, 160, 204), (250, 226, 188), (254, 232, 204), (176, 160, 160), (0.1, 0.5), (1.08, 0.97, 0.82), 0.5, 450
+    ),
+}  # fmt: skip
 
 
 def draw_weather(rng: np.random.Generator) -> Weather:
-    """Fine, broken cloud, overcast, misty, dusk or golden hour, each with its own variation."""
-    zenith, haze, light, dark, least, most, tint, shadow, visibility = _SKIES[rng.integers(len(_SKIES))]
+    """One of the skies, with its own variation."""
+    sky = list(_SKIES.values())[rng.integers(len(_SKIES))]
     return Weather(
-        zenith=vary(rng, zenith, 14),
-        haze=vary(rng, haze, 10),
-        cloud_light=vary(rng, light, 6),
-        cloud_dark=vary(rng, dark, 12),
-        cover=float(rng.uniform(least, most)),
-        tint=np.asarray(tint) * rng.uniform(0.92, 1.06),
-        shadow=shadow * float(rng.uniform(0.8, 1.2)),
+        zenith=vary(rng, sky.zenith, 14),
+        haze=vary(rng, sky.haze, 10),
+        cloud_light=vary(rng, sky.cloud_light, 6),
+        cloud_dark=vary(rng, sky.cloud_dark, 12),
+        cover=float(rng.uniform(*sky.cover)),
+        tint=np.asarray(sky.tint) * rng.uniform(0.92, 1.06),
+        shadow=sky.shadow * float(rng.uniform(0.8, 1.2)),
         sun=float(rng.uniform(-1, 1)),
-        visibility=visibility * float(rng.uniform(0.8, 1.6)),
+        visibility=sky.visibility * float(rng.uniform(0.8, 1.6)),
     )
 
 
