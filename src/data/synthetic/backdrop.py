@@ -42,23 +42,25 @@ class Backdrop:
         y, x = (np.mgrid[:rows, :columns] + 0.5).astype(np.float32) / rows
         elevation = np.maximum(self.camera.horizon - y, 0)
         height = (elevation / self.camera.horizon)[..., None] ** 0.85
-        sky = weather.haze * (1 - height) + weather.zenith * height
+        colours = (weather.zenith, weather.haze, weather.cloud_dark, weather.cloud_light)
+        zenith, haze, dark, bright = np.float32(colours)
+        sky = haze * (1 - height) + zenith * height
 
         sun = ((0.5 + 0.6 * weather.sun) * canvas.aspect, self.camera.horizon * rng.uniform(0.1, 0.8))
         glow = np.exp(-((x - sun[0]) ** 2 + (y - sun[1]) ** 2) / 0.12)[..., None]
-        sky += glow * (np.minimum(weather.haze * 1.25, 255) - sky) * 0.6
+        sky += glow * (np.minimum(haze * 1.25, 255) - sky) * 0.6
 
         noise = fractal_noise(rng, self._tile, 4, 4, 7)
-        start = rng.random(2).astype(np.float32)
+        start = rng.random(2).tolist()
         away = 1 / (0.09 + elevation)
         u, v = (x - canvas.aspect / 2) * away * 0.07 + start[0], away * 0.09 + start[1]
         density = wrap(noise, u, v)
-        towards_sun = wrap(noise, u + np.float32(0.014 * weather.sun), v + np.float32(0.01))
+        towards_sun = wrap(noise, u + 0.014 * weather.sun, v + 0.01)
         excess = density - (1.6 - 3.0 * weather.cover)
         opacity = np.clip(excess / 0.9, 0, 1)[..., None] ** 0.8
         light = np.clip(0.62 + 0.55 * (density - towards_sun) - 0.22 * excess, 0, 1)[..., None]
-        clouds = weather.cloud_dark * (1 - light) + weather.cloud_light * light
-        clouds += (weather.haze - clouds) * np.exp(-elevation / 0.10)[..., None] * 0.7
+        clouds = dark * (1 - light) + bright * light
+        clouds += (haze - clouds) * np.exp(-elevation / 0.10)[..., None] * 0.7
         sky += (clouds - sky) * opacity
 
         # Enlarged in 1/16 of a grey level, then dithered: the gradients show no steps.

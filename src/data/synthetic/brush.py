@@ -73,7 +73,7 @@ class Brush:
         """Fill an upright ellipse with these half axes."""
         self.convex([_CIRCLE * np.asarray(axes) + np.asarray(centre)], colour, material)
 
-    def leaves(
+    def ellipses(
         self,
         centres: np.ndarray,
         axes: np.ndarray,
@@ -81,7 +81,7 @@ class Brush:
         colours: np.ndarray,
         material: Material,
     ) -> None:
-        """Draw thousands of small ellipses, see `Canvas.ellipses`."""
+        """Draw many small ellipses, see `Canvas.ellipses`."""
         self.canvas.ellipses(self.place(centres), axes * self.metre, angles, self.lit(colours), material)
 
     def rod(self, path: Numbers, radii: Numbers, colour: Numbers, material: Material) -> None:

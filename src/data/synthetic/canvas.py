@@ -21,8 +21,9 @@ Numbers = npt.ArrayLike  # a colour is three of them, red green blue, 0..255
 
 _SUBPIXEL_BITS = 4
 _BENCHMARK_SIZE = (4096 * 3072) ** 0.5
-_BAND = 64
-_MOST_SAMPLES = 40
+_BAND = 64  # rows
+_MOST_SAMPLES = 40  # up to here marking an ellipse's pixels is faster than filling a polygon
+_OCTAGON = np.stack([f(np.arange(8) * np.pi / 4) for f in (np.cos, np.sin)], 1)
 
 
 class Material(IntEnum):
@@ -133,20 +134,19 @@ class Canvas:
             material: of all of them.
         """
         axes = np.maximum(axes * self.height, 0.5)
-        largest = axes.max(0)
+        if len(axes) == 0:
+            return
+        samples = _disc_samples(axes.max(0))
+        few = len(samples) <= _MOST_SAMPLES
+        shape = samples if few else _OCTAGON
         cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
-        if np.prod(np.ceil(largest * 3)) > _MOST_SAMPLES:
-            turn = np.linspace(0, 2 * np.pi, 8, endpoint=False)
-            shape = np.stack([np.cos(turn), np.sin(turn)], 1)
-        else:
-            shape = _disc_samples(largest)
         u, v = axes[:, :1] * shape[:, 0], axes[:, 1:] * shape[:, 1]
         x = centres[:, :1] * self.height + u * cos - v * sin
         y = centres[:, 1:] * self.height + u * sin + v * cos
-        if np.prod(np.ceil(largest * 3)) > _MOST_SAMPLES:
-            self.convex(np.stack([x, y], -1) / self.height, colours, material)
-        else:
+        if few:
             self._mark(x, y, colours, material)
+        else:
+            self.convex(np.stack([x, y], -1) / self.height, colours, material)
 
     def shadow(self, centre: Numbers, axes: Numbers, strength: float) -> None:
         """Darken a soft ellipse: by `strength` (0..1) in the middle, not at all at its rim."""
@@ -158,7 +158,7 @@ class Canvas:
         x = ((np.arange(left, right, dtype=np.float32) - cx) / ax) ** 2
         for rows in self.bands(top, bottom):
             y = ((np.arange(rows.start, rows.stop, dtype=np.float32) - cy) / ay) ** 2
-            gain = 1 - strength * np.sqrt(np.clip(1 - x[None, :] - y[:, None], 0, 1))
+            gain = 1 - strength * np.clip(1 - x[None, :] - y[:, None], 0, 1)
             colours = self.pixels[rows, left:right, :3]
             np.multiply(colours, gain[..., None], out=colours, casting="unsafe")
 

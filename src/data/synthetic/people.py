@@ -114,7 +114,8 @@ def _arm_joints(figure: _Figure, rng: np.random.Generator) -> list[list[tuple[fl
 
 def _arm(figure: _Figure, joints: list[tuple[float, float]], sleeve: bool) -> None:
     shoulder, elbow, hand = joints
-    figure.oval(hand, (0.04, 0.05), figure.skin, Material.SKIN)
+    fingers = np.add(hand, np.subtract(hand, elbow) * 0.25)
+    figure.limb(np.array([hand, fingers]), (0.036, 0.03), figure.skin, Material.SKIN)
     lower = (figure.top * 0.92, Material.CLOTH) if sleeve else (figure.skin, Material.SKIN)
     figure.limb([elbow, hand], (0.045, 0.034), *lower)
     figure.limb([shoulder, elbow], (0.064, 0.05), figure.top * 0.94, Material.CLOTH)

@@ -29,7 +29,8 @@ def draw_broadleaf(brush: Brush, rng: np.random.Generator) -> None:
     brush.shadow(height * 0.35, height * 0.06, height)
     tips = _branches(brush, rng, height)
     if rng.random() < 0.9:
-        _leaves(brush, rng, tips, height, 14000)
+        # A tree that fills the picture needs more and smaller leaves than one on the far shore.
+        _leaves(brush, rng, tips, height, leaves=14000 * np.clip(height * brush.metre / 0.5, 0.7, 4))
 
 
 def _branches(brush: Brush, rng: np.random.Generator, height: float) -> np.ndarray:
@@ -65,24 +66,20 @@ def _polar(angle: np.ndarray, radius: np.ndarray) -> np.ndarray:
 def _boughs(brush: Brush, paths: np.ndarray, radius: np.ndarray, colours: np.ndarray) -> None:
     """Branches (N, 3, 2) in two tapering pieces each; below two pixels of thickness, lines."""
     thick = radius * brush.metre * brush.canvas.height >= 1
-    for piece, wide, narrow in ((0, 1.0, 0.85), (1, 0.85, 0.68)):
-        first, last = paths[thick, piece], paths[thick, piece + 1]
+    paths_thick, wide, shade = paths[thick], radius[thick, None], colours[thick]
+    for piece, start, end in ((0, 1.0, 0.85), (1, 0.85, 0.68)):
+        first, last = paths_thick[:, piece], paths_thick[:, piece + 1]
         along = last - first
-        across = np.stack([-along[:, 1], along[:, 0]], 1) / np.hypot(*along.T)[:, None] * radius[thick, None]
-        overlap = along * 0.03
-        quads = [
-            first + across * wide,
-            last + across * narrow + overlap,
-            last - across * narrow + overlap,
-            first - across * wide,
-        ]
-        brush.convex(np.stack(quads, 1), colours[thick], Material.BARK)
+        across = np.stack([-along[:, 1], along[:, 0]], 1) / np.hypot(*along.T)[:, None] * wide
+        quads = [first + across * start, last + across * end, last - across * end, first - across * start]
+        brush.convex(np.stack(quads, 1), shade, Material.BARK)
+        brush.ellipses(last, np.repeat(wide * end, 2, 1), np.zeros(len(last)), shade, Material.BARK)
     brush.lines(paths[~thick], colours[~thick], Material.BARK, 1.5)
 
 
-def _leaves(brush: Brush, rng: np.random.Generator, tips: np.ndarray, height: float, count: int) -> None:
+def _leaves(brush: Brush, rng: np.random.Generator, tips: np.ndarray, height: float, leaves: float) -> None:
     """Leaves around the twigs, the shaded inner ones first and the sunlit ones last."""
-    centres = np.repeat(tips, max(3, count // len(tips)), 0)
+    centres = np.repeat(tips, max(3, round(leaves / len(tips))), 0)
     count = len(centres)
     centres = centres + rng.normal(0, height * 0.018, centres.shape)
     outward = (centres - tips.mean(0)) / (tips.std(0) + 1e-6)
@@ -92,9 +89,9 @@ def _leaves(brush: Brush, rng: np.random.Generator, tips: np.ndarray, height: fl
     base = pick(rng, _LEAVES, 8)
     level = np.clip(light * 0.5 + 0.5, 0, 1)[:, None]
     colours = base * ((0.46, 0.54, 0.58) * (1 - level) + (1.32, 1.28, 1.05) * level)
-    length = height * rng.uniform(0.007, 0.013, count)
+    length = height * rng.uniform(0.7, 1.35, count) / np.sqrt(leaves)
     axes = np.stack([length, length * rng.uniform(0.4, 0.7, count)], 1)
-    brush.leaves(centres, axes, rng.uniform(0, np.pi, count), colours, Material.FOLIAGE)
+    brush.ellipses(centres, axes, rng.uniform(0, np.pi, count), colours, Material.FOLIAGE)
 
 
 def draw_conifer(brush: Brush, rng: np.random.Generator) -> None:
@@ -121,7 +118,7 @@ def draw_conifer(brush: Brush, rng: np.random.Generator) -> None:
     length = height * rng.uniform(0.008, 0.014, total)
     axes = np.stack([length, length * 0.28], 1)
     tilt = np.repeat(side, along.size) * 0.5 + rng.normal(0, 0.5, total)
-    brush.leaves(centres[order], axes[order], tilt[order], colours[order], Material.FOLIAGE)
+    brush.ellipses(centres[order], axes[order], tilt[order], colours[order], Material.FOLIAGE)
 
 
 def draw_bush(brush: Brush, rng: np.random.Generator) -> None:
@@ -132,7 +129,7 @@ def draw_bush(brush: Brush, rng: np.random.Generator) -> None:
     stems = np.stack([tips[:40] * (0.2, 0), tips[:40]], 1)
     brush.shadow(size * 1.4, size * 0.25, size)
     brush.lines(stems, pick(rng, _BARK), Material.BARK, 2)
-    _leaves(brush, rng, tips, size * 2, 6000)
+    _leaves(brush, rng, tips, size * 2, leaves=6000)
 
 
 def draw_reeds(brush: Brush, rng: np.random.Generator) -> None:
