@@ -34,7 +34,8 @@ _preferred_backend: ContextVar[Backend] = ContextVar("deformable_backend", defau
 def deformable_backend(backend: Backend) -> Iterator[None]:
     """Use ``backend`` for all deformable convolutions inside the block that ask for "auto".
 
-    The choice is local to the thread or asyncio task. A compiled graph keeps the choice made when it was compiled.
+    The choice is local to the thread or asyncio task. A compiled graph keeps the choice made when it was
+    compiled.
     """
     token = _preferred_backend.set(_checked(backend))
     try:

@@ -258,7 +258,7 @@ def _forward(
             samples = sampler.samples(item, start, stop)
             for a, b in _cut(stop - start, column_bytes, strip_bytes):
                 torch.mm(sampler.columns(samples.strip(a, b)), kernel, out=out[item, start + a : start + b])
-    return out.view(len(x), *mask.shape[2:], -1).permute(0, 3, 1, 2)
+    return out.view(len(x), *mask.shape[2:], len(weight)).permute(0, 3, 1, 2)
 
 
 @_forward.register_fake
@@ -318,9 +318,11 @@ def _backward(
             grad_table.zero_()
 
     def as_map(rows: Tensor) -> Tensor:
-        return rows.view(batch, *mask.shape[2:], -1).permute(0, 3, 1, 2) if need_offset else rows
+        return rows.unflatten(1, mask.shape[2:]).permute(0, 3, 1, 2) if need_offset else rows
 
-    grad_weight = grad_kernel.view(*weight.shape[2:], -1, len(weight))[:, :, :channels].permute(3, 2, 0, 1)
+    grad_weight = grad_kernel.view(*weight.shape[2:], sampler.channels, len(weight))[:, :, :channels].permute(
+        3, 2, 0, 1
+    )
     return (
         grad_x,
         as_map(grad_offset),
