@@ -43,7 +43,7 @@ class Backdrop:
         elevation = np.maximum(self.camera.horizon - y, 0)
         height = (elevation / self.camera.horizon)[..., None] ** 0.85
         colours = (weather.zenith, weather.haze, weather.cloud_dark, weather.cloud_light)
-        zenith, haze, dark, bright = np.float32(colours)
+        zenith, haze, dark, bright = np.asarray(colours, np.float32)
         sky = haze * (1 - height) + zenith * height
 
         sun = ((0.5 + 0.6 * weather.sun) * canvas.aspect, self.camera.horizon * rng.uniform(0.1, 0.8))
