@@ -146,6 +146,7 @@ def cut_image(photo: LabelledPhoto, size: tuple[int, int], window: Window) -> ND
     left, width, column_step, column_start = _bilinear(window.left, window.width, photo.size[1], size[1])
     source = photo.image(Window(top, left, height, width))
     # Not cv2.resize: it knows no fractional offset, and the window starts anywhere between two source pixels.
+    # OpenCV 5 samples at exact positions; before, they were rounded to 1/32 pixel.
     to_source = np.array([[column_step, 0, column_start], [0, row_step, row_start]])
     scaled = cv2.warpAffine(
         source,

@@ -22,7 +22,7 @@ class Draw(NamedTuple):
     photo: int
 
 
-# Both samplers derive from DistributedSampler because Lightning replaces every other sampler on several
+# Both samplers derive from DistributedSampler: Lightning replaces every other one when there are several
 # ranks.
 class CropSampler(DistributedSampler):
     """The draws of one rank in one epoch.
@@ -72,15 +72,17 @@ class CropSampler(DistributedSampler):
 
 
 class EvaluationSampler(DistributedSampler):
-    """Every photo exactly once over all ranks; ranks differ by at most one photo, nothing is repeated.
+    """Every photo exactly once over all ranks, so that no photo counts twice in a metric.
+
+    Ranks differ by at most one photo. That is safe: in evaluation DDP synchronises buffers with the first
+    forward only, and metrics at the end.
 
     Raises:
-        ValueError: fewer photos than ranks. A rank without work would leave the others waiting for its
-            metrics.
+        ValueError: fewer photos than ranks; a rank without work would leave the others waiting.
     """
 
     def __init__(self, photos: int, rank: int = 0, ranks: int = 1) -> None:
-        super().__init__(range(photos), num_replicas=ranks, rank=rank)  # type: ignore[arg-type]  # type:
+        super().__init__(range(photos), num_replicas=ranks, rank=rank)  # type: ignore[arg-type]
         self.photos = photos
         if photos < ranks:
             raise ValueError(f"{ranks} devices cannot share {photos} evaluation photos; use fewer devices")
