@@ -1,0 +1,105 @@
+"""Callbacks: averaged weights, throughput, and pictures of predictions while training."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+
+from src.pictures import panel, write_image
+from src.structures import CropBatch, LabelledImage
+
+
+def weight_averaging(decay: float | None) -> Callback | None:
+    """Exponential moving average of weights and buffers, used for validation and in checkpoints; None without decay."""
+    return None if decay is None else EMAWeightAveraging(decay=decay)
+
+
+class Throughput(Callback):
+    """Logs crops per second of this process and the share of the time spent waiting for data."""
+
+    def __init__(self, every: int = 10) -> None:
+        self.every = every
+        self._crops = 0
+        self._waited = 0.0
+        self._since = self._idle_since = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: CropBatch, batch_idx: int
+    ) -> None:
+        self._waited += time.perf_counter() - self._idle_since
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: CropBatch, batch_idx: int
+    ) -> None:
+        self._crops += len(batch.images)
+        self._idle_since = time.perf_counter()
+        if (batch_idx + 1) % self.every:
+            return
+        elapsed = self._idle_since - self._since
+        pl_module.log("throughput/crops_per_second", self._crops / elapsed)
+        pl_module.log("throughput/data_wait_share", self._waited / elapsed)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._crops, self._waited = 0, 0.0
+        self._since = self._idle_since = time.perf_counter()
+
+
+class PredictionPanels(Callback):
+    """Pictures of the first evaluation images: photo, label, prediction, errors, and a zoom on boundaries.
+
+    Args:
+        folder: where PNGs go, one sub-folder per step.
+        colours: class name -> RGB.
+        images: how many.
+    """
+
+    def __init__(self, folder: str, colours: dict[str, list[int]], images: int = 3) -> None:
+        self.folder = Path(folder)
+        self.names = tuple(colours)
+        self.colours = np.array(list(colours.values()), dtype=np.uint8)
+        self.images = images
+        self._panels: dict[str, np.ndarray] = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor,
+        batch: LabelledImage,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.is_global_zero and batch_idx < self.images:
+            self._panels[batch.name] = panel(
+                batch.image.permute(1, 2, 0).cpu().numpy(),
+                batch.label.cpu().numpy(),
+                outputs.to(torch.uint8).cpu().numpy(),
+                self.colours,
+                self.names,
+            )
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        for name, picture in self._panels.items():
+            write_image(self.folder / f"step_{step:06d}" / f"{name}.png", picture)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and self._panels:
+                logger.log_image(
+                    "predictions", list(self._panels.values()), step=None, caption=list(self._panels)
+                )
+        self._panels = {}

@@ -1,0 +1,49 @@
+"""Weights & Biases that never blocks: offline when there is no key or no network."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import Any
+from urllib.parse import urlparse
+
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+
+log = logging.getLogger(__name__)
+
+
+def wandb_mode(timeout: float = 3.0) -> str:
+    """``WANDB_MODE`` if it is set; else ``online`` when there is a key and the server answers, else ``offline``."""
+    chosen = os.environ.get("WANDB_MODE")
+    if chosen:
+        return chosen
+    settings = wandb.setup().settings
+    if not (settings.api_key or wandb.api.api_key):
+        return "offline"
+    address = urlparse(settings.base_url)
+    try:
+        with socket.create_connection((address.hostname or "", address.port or 443), timeout=timeout):
+            return "online"
+    except OSError:
+        log.warning(
+            "W&B has a key, but %s does not answer: logging offline (wandb sync later)", address.hostname
+        )
+        return "offline"
+
+
+def wandb_logger(
+    project: str, name: str, save_dir: str, config: dict[str, Any], **options: Any
+) -> WandbLogger:
+    """A logger for one run, whose configuration is the resolved one."""
+    os.makedirs(save_dir, exist_ok=True)
+    return WandbLogger(
+        project=project,
+        name=name,
+        save_dir=save_dir,
+        mode=wandb_mode(),
+        config=config,
+        log_model=False,
+        **options,
+    )

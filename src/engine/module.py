@@ -1,0 +1,123 @@
+"""The LightningModule: one training step, one evaluation step, and what a checkpoint carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from src.engine.optimisation import Optimisation
+from src.inference import predict_labels
+from src.metrics.suite import SegmentationMetrics
+from src.structures import CropBatch, LabelledImage, TrainingPrediction
+
+
+class SegmentationModule(LightningModule):
+    """Trains and evaluates a segmenter.
+
+    Args:
+        network: the segmenter.
+        criterion: maps a ``TrainingPrediction`` and ``Targets`` to weighted loss terms.
+        optimisation: optimiser and schedule.
+        class_names: K names, for the logged metrics.
+        metrics: arguments of ``SegmentationMetrics`` besides the number of classes.
+        seed: of the random points of the loss and of the backbone's stochastic depth.
+        config: the resolved configuration, plain values; every checkpoint carries it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        criterion: nn.Module,
+        optimisation: Optimisation,
+        class_names: Sequence[str],
+        metrics: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.criterion = criterion
+        self.optimisation = optimisation
+        self.class_names = tuple(class_names)
+        self.seed = seed
+        self.config = dict(config or {})
+        self.scores = SegmentationMetrics(len(self.class_names), **(metrics or {}))
+        self.scores.persistent(False)  # a checkpoint needs no half-finished evaluation
+
+    def on_train_batch_start(self, batch: CropBatch, batch_idx: int) -> None:
+        """Make the step's random numbers a function of (seed, batch, rank), so that resuming is exact."""
+        loop = self.trainer.fit_loop
+        batches = loop.epoch_loop.total_batch_idx
+        torch.manual_seed((self.seed * 1_000_003 + batches) * self.trainer.world_size + self.global_rank)
+
+    def training_step(self, batch: CropBatch, batch_idx: int) -> Tensor:
+        """Sum of the weighted loss terms of a batch of crops.
+
+        Raises:
+            FloatingPointError: a term is not finite (unless fp16's gradient scaler is there to skip the step).
+        """
+        prediction: TrainingPrediction = self.network(self.network.normalise(batch.images), batch.targets)
+        terms = self.criterion(prediction, batch.targets)
+        total = torch.stack(list(terms.values())).sum()
+        if self.trainer.precision != "16-mixed" and not total.isfinite():
+            bad = ", ".join(name for name, term in terms.items() if not term.isfinite())
+            raise FloatingPointError(
+                f"step {self.global_step}: {bad} not finite. Lower recipe.optimiser.lr or recipe.optimiser.clip_norm, "
+                "or use trainer.precision=32-true; the last checkpoint is intact."
+            )
+        batch_size = len(batch.images)
+        self.log("train/loss", total, prog_bar=True, batch_size=batch_size)
+        last = {f"train/{name}": term for name, term in terms.items() if "." not in name}
+        early = {f"train_layers/{name}": term for name, term in terms.items() if "." in name}
+        self.log_dict(last | early, batch_size=batch_size)
+        return total
+
+    def validation_step(self, batch: LabelledImage, batch_idx: int) -> Tensor:
+        """Label map of a whole image at its label's size; also fills ``scores``."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: LabelledImage, batch_idx: int) -> Tensor:
+        return self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _evaluate(self, batch: LabelledImage) -> Tensor:
+        labels = predict_labels(self.network, batch.image, (batch.label.shape[-2], batch.label.shape[-1]))
+        self.scores.update(labels, batch.label, batch.name)
+        return labels
+
+    def _log_scores(self, split: str) -> None:
+        """Log means as ``val/mIoU`` and classes as ``val_classes/IoU_person``, in percent as the paper prints."""
+        result = self.scores.compute()  # sums over processes
+        self.latest_scores = {name: value.detach().cpu() for name, value in result.items()}
+        for metric in ("IoU", "BIoU", "BF1"):
+            if metric not in result:
+                continue
+            scale = 1.0 if metric == "BF1" else 100.0
+            self.log(
+                f"{split}/m{metric}",
+                result[f"m{metric}"] * scale,
+                prog_bar=metric != "BF1",
+                rank_zero_only=True,
+            )
+            for name, value in zip(self.class_names, result[metric], strict=True):
+                if not value.isnan():
+                    self.log(f"{split}_classes/{metric}_{name}", value * scale, rank_zero_only=True)
+        self.scores.reset()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimiser = self.optimisation.optimiser(self.network)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self.optimisation.schedule(steps))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.config

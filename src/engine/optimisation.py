@@ -1,0 +1,73 @@
+"""Parameter groups and the learning rate schedule of the recipe (MaSS13K, section 5; released configuration)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """AdamW with a linear warm-up and a cosine to 0.
+
+    Attributes:
+        lr: learning rate of the decoders at its peak. backbone_lr_factor: the backbone's, relative to it.
+        weight_decay: of everything but norms and embeddings.
+        warmup_steps: optimiser steps of linear warm-up.
+        clip_norm: largest norm of the gradient; the trainer clips, see ``trainer.gradient_clip_val``.
+    """
+
+    lr: float
+    weight_decay: float
+    backbone_lr_factor: float
+    warmup_steps: int
+    clip_norm: float | None = None
+
+    def optimiser(self, network: nn.Module) -> torch.optim.AdamW:
+        """AdamW over the trainable parameters of a network that has a ``backbone``."""
+        return torch.optim.AdamW(parameter_groups(network, self), lr=self.lr, weight_decay=self.weight_decay)
+
+    def schedule(self, steps: int) -> Callable[[int], float]:
+        """Factor of the learning rate at every step of ``steps``."""
+
+        def factor(step: int) -> float:
+            if step < self.warmup_steps:
+                return (step + 1) / self.warmup_steps
+            progress = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
+            return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+        return factor
+
+
+def parameter_groups(network: nn.Module, settings: Optimisation) -> list[dict[str, object]]:
+    """Four groups: backbone or not, with weight decay or without (norms and embeddings).
+
+    Groups carry a ``name`` for logging; empty ones are left out.
+    """
+    undecayed = {
+        id(parameter)
+        for module in network.modules()
+        if isinstance(module, (*_NORMS, nn.Embedding))
+        for parameter in module.parameters(recurse=False)
+    }
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            part = "backbone" if name.startswith("backbone.") else "decoder"
+            suffix = "_undecayed" if id(parameter) in undecayed else ""
+            groups.setdefault(part + suffix, []).append(parameter)
+    return [
+        {
+            "name": name,
+            "params": parameters,
+            "lr": settings.lr * (settings.backbone_lr_factor if name.startswith("backbone") else 1.0),
+            "weight_decay": 0.0 if name.endswith("_undecayed") else settings.weight_decay,
+        }
+        for name, parameters in groups.items()
+    ]

@@ -1,0 +1,32 @@
+"""Faults of input or configuration, told in one clear message instead of a traceback."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """Something that whoever started the program can mend.
+
+    The message names what is wrong, where (the file), and what to do.
+    """
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """End the program with the message of a ``UserError``, without a traceback, and exit code 1."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def message_of(error: BaseException) -> str:
+    """The error's own message, also when a loader's process raised it and wrapped it in its traceback."""
+    text = str(error)
+    wrapped = re.search(rf"\n(?:[\w.]+\.)?{type(error).__name__}: (.*)\Z", text, re.DOTALL)
+    return wrapped.group(1).strip() if text.startswith("Caught ") and wrapped else text

@@ -1,0 +1,142 @@
+"""Train a network: ``python -m src.train [experiment=...] [data=...] [recipe=...] [key=value ...]``.
+
+Composes the configuration, instantiates its parts and hands them to Lightning.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning
+import torch
+import wandb
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning import Callback, LightningDataModule, Trainer
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from src.checkpoints.store import load_weights, read
+from src.config import CONFIG_DIR, to_plain
+from src.engine.memory import checkpoint_activations
+from src.engine.module import SegmentationModule
+from src.engine.optimisation import Optimisation
+from src.engine.report import print_results
+from src.errors import UserError, explained
+from src.models.segmenter import count_parameters
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
+def main(config: DictConfig) -> float | None:
+    """Train as configured; returns the validation BIoU in percent, which sweepers may maximise."""
+    with explained():
+        announce(config)
+        return train(config)
+
+
+def train(config: DictConfig) -> float | None:
+    """Train and validate; results lie in ``config.run_dir``."""
+    plain = to_plain(config)
+    if config.resume:
+        _check_resumable(config.resume, plain)
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision("high")
+
+    data: LightningDataModule = instantiate(config.data, _convert_="all")
+    module = SegmentationModule(
+        network=_network(config),
+        criterion=instantiate(config.loss, _convert_="all"),
+        optimisation=Optimisation(**plain["recipe"]["optimiser"]),
+        class_names=list(config.data.classes),
+        metrics=plain["metrics"],
+        seed=config.seed,
+        config=plain,
+    )
+    trainer = _trainer(config, plain)
+    try:
+        if trainer.is_global_zero:
+            folder = Path(config.run_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(OmegaConf.create(plain), folder / "config.yaml")
+        untrained = None
+        if config.recipe.validate_first and not config.resume:
+            trainer.validate(module, data, verbose=False)
+            untrained = module.latest_scores
+        trainer.fit(module, data, ckpt_path=config.resume, weights_only=True)
+        if trainer.is_global_zero and module.latest_scores is not None:
+            print_results(Path(config.run_dir), module.class_names, module.latest_scores, untrained)
+        score = trainer.callback_metrics.get("val/mBIoU")
+        return None if score is None else float(score)
+    finally:
+        wandb.finish()  # or the next job of a sweep would join this run
+
+
+def announce(config: DictConfig) -> None:
+    """Say first which data and recipe are used, and how to choose others."""
+    choices = HydraConfig.get().runtime.choices
+    log.info(
+        "%s: model/size=%s, data=%s (%s), recipe=%s (%s steps of %s crops, %s px)",
+        config.name,
+        choices.get("model/size"),
+        choices["data"],
+        config.data.get("root"),
+        choices["recipe"],
+        config.recipe.steps,
+        config.recipe.batch_size,
+        config.recipe.crop_size,
+    )
+    if choices["data"] == "synthetic":
+        log.info(
+            "These are the embedded synthetic scenes. For the benchmark: "
+            "data=mass13k data.root=<folder> recipe=paper; for your own photos: data=own data.root=<folder>."
+        )
+
+
+def _network(config: DictConfig) -> nn.Module:
+    network: nn.Module = instantiate(config.model.network, _convert_="all")
+    if config.init_from:
+        load_weights(network, read(config.init_from))
+        log.info("weights start from %s", config.init_from)
+    if config.activation_checkpointing:
+        for part in ("detail", "fusion"):
+            if hasattr(network.pixel_decoder, part):
+                checkpoint_activations(getattr(network.pixel_decoder, part))
+    if config.compile:
+        network.compile()
+    log.info("%.2f M parameters", count_parameters(network) / 1e6)
+    return network
+
+
+def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
+    loggers: list[Logger] = []
+    for name, node in config.logger.items():
+        if node is not None:
+            logger = instantiate(node, _convert_="all")
+            loggers.append(logger(config=plain) if name == "wandb" else logger)
+    callbacks: list[Callback] = [
+        instantiate(node, _convert_="all") for node in config.callbacks.values() if node
+    ]
+    return instantiate(
+        config.trainer, _convert_="all", logger=loggers, callbacks=[c for c in callbacks if c is not None]
+    )
+
+
+def _check_resumable(path: str, plain: dict[str, Any]) -> None:
+    """Refuse, before anything is loaded, a checkpoint of another network."""
+    checkpoint = read(path)
+    if checkpoint.config["model"]["network"] != plain["model"]["network"]:
+        raise UserError(
+            f"{path} belongs to another network than the one configured. Give the same experiment, model and data "
+            f"options as the interrupted run (they are in the config.yaml of its folder), or start a new run from its "
+            "weights with init_from instead of resume."
+        )
+
+
+if __name__ == "__main__":
+    main()
