@@ -68,6 +68,17 @@ class DualBranchPixelDecoder(nn.Module):
             images: (B, 3, H, W), normalised.
             features: F1..F4, (B, C_i, ceil(H / stride), ceil(W / stride)).
         """
+        s1, d2_up, memories = self.global_branch(features)
+        detail = self.detail(s1, images)
+        d1, edge_logits = self.fusion(detail, d2_up)
+        return PixelFeatures(self.mask_output(d1), memories, edge_logits)
+
+    def global_branch(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """All that happens at stride 4 and coarser.
+
+        Returns:
+            S1 and the upsampled D2, (B, d, H/4, W/4), and the memories (B, D, ., .) at strides 32, 16 and 8.
+        """
         s1, s2, s3, s4 = (
             excite(lateral(f))
             for excite, lateral, f in zip(self.excitations, self.laterals, features, strict=True)
@@ -75,7 +86,5 @@ class DualBranchPixelDecoder(nn.Module):
         g4 = self.global_context(features[-1])
         d4, d3, d3_up = self.context(g4, s4, s3)
         d2, d2_up = self.scale(crop_like(d3_up, s2), s2)
-        detail = self.detail(s1, images)
-        d1, edge_logits = self.fusion(detail, crop_like(d2_up, s1))
         memories = tuple(out(x) for out, x in zip(self.memory_outputs, (d4, d3, d2), strict=True))
-        return PixelFeatures(self.mask_output(d1), memories, edge_logits)
+        return s1, crop_like(d2_up, s1), memories

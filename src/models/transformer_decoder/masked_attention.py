@@ -5,6 +5,8 @@ B batch, Q queries, P piloted queries, D query width, K classes, h w a map's siz
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -114,21 +116,39 @@ class MaskedAttentionDecoder(nn.Module):
             num_layers + 1 predictions. With piloted queries these come first along the query axis.
         """
         coarse = self._auxiliary_features(pixels)
-        memories, positions = self._prepare(pixels)
         early = self.training or self.masks_at_memory_size
-        sizes = [(memory.shape[-2], memory.shape[-1]) for memory in pixels.memories]
-        reduced = [resize(coarse.detach(), size) if early else coarse for size in sizes]
-        queries, query_positions, visible = self._queries(pixels, piloted)
+        reduced = [
+            resize(coarse.detach(), (memory.shape[-2], memory.shape[-1])) if early else coarse
+            for memory in pixels.memories
+        ]
+        *auxiliary, last = self.decode(pixels.memories, reduced, piloted)
+        return (
+            *(QueryPrediction(classes, embeddings, coarse) for classes, embeddings in auxiliary),
+            QueryPrediction(*last, pixels.mask_features),
+        )
+
+    def decode(
+        self, memories: Sequence[Tensor], reduced: Sequence[Tensor], piloted: PilotedQueries | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Class logits (B, Q, K+1) and mask embeddings (B, Q, D), before the first layer and after every layer.
+
+        Args:
+            memories: three maps (B, D, ., .), coarsest first.
+            reduced: for each memory the mask features that make its attention masks, at its size or finer.
+            piloted: extra queries.
+        """
+        sizes = [(memory.shape[-2], memory.shape[-1]) for memory in memories]
+        tokens, positions = self._prepare(memories)
+        queries, query_positions, visible = self._queries(len(memories[0]), piloted)
 
         predictions = []
         for index, layer in enumerate(self.layers):
-            classes, embeddings = self._heads(queries)
-            predictions.append(QueryPrediction(classes, embeddings, coarse))
+            predictions.append(self._heads(queries))
             level = index % self.num_memories
-            attend = self._attention_mask(embeddings, reduced[level], sizes[level], piloted)
-            queries = layer(queries, query_positions, memories[level], positions[level], attend, visible)
-        predictions.append(QueryPrediction(*self._heads(queries), pixels.mask_features))
-        return tuple(predictions)
+            attend = self._attention_mask(predictions[-1][1], reduced[level], sizes[level], piloted)
+            queries = layer(queries, query_positions, tokens[level], positions[level], attend, visible)
+        predictions.append(self._heads(queries))
+        return predictions
 
     def _heads(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """(B, Q, D) -> class logits (B, Q, K+1), mask embeddings (B, Q, D)."""
@@ -143,20 +163,17 @@ class MaskedAttentionDecoder(nn.Module):
             return resize(pixels.mask_features, (-(-height // 2), -(-width // 2)))
         return pixels.mask_features
 
-    def _prepare(self, pixels: PixelFeatures) -> tuple[list[Tensor], list[Tensor]]:
-        """Memories (B, h w, D) and the positions of their pixels (h w, D), coarsest first."""
-        memories, positions = [], []
-        for memory, level in zip(pixels.memories, self.level_embedding.weight, strict=True):
+    def _prepare(self, memories: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Tokens (B, h w, D) of the memories and the positions of their pixels (h w, D), coarsest first."""
+        tokens, positions = [], []
+        for memory, level in zip(memories, self.level_embedding.weight, strict=True):
             height, width = memory.shape[-2:]
-            memories.append(memory.flatten(2).transpose(1, 2) + level)
+            tokens.append(memory.flatten(2).transpose(1, 2) + level)
             position = sine_position(height, width, memory.shape[1], memory.device)
             positions.append(position.flatten(0, 1).to(memory.dtype))
-        return memories, positions
+        return tokens, positions
 
-    def _queries(
-        self, pixels: PixelFeatures, piloted: PilotedQueries | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        batch = pixels.mask_features.shape[0]
+    def _queries(self, batch: int, piloted: PilotedQueries | None) -> tuple[Tensor, Tensor, Tensor | None]:
         queries = self.query_features.weight.expand(batch, -1, -1)
         if self.query_positions is None:
             positions = torch.zeros_like(queries)
