@@ -24,8 +24,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,18 +113,26 @@ def nearest_squared_distance(query: Tensor, reference: Tensor, stride: int, limi
     Returns:
         (N,) int64, exact up to the limit and larger than the limit beyond it.
     """
-    margin = math.isqrt(limit)
     infinity = torch.iinfo(torch.int64).max // 4  # differences of keys to it must not overflow
     sentinel = torch.full((1,), infinity, dtype=torch.int64, device=reference.device)
-    reference = torch.cat([-sentinel, reference, sentinel])
-    nearest = torch.full_like(query, limit + 1)
+    search = partial(_search_rows, torch.cat([-sentinel, reference, sentinel]), stride, limit)
+    if query.device.type != "cpu":
+        return search(query)
+    # Chunks stay in the cache, and are too small for torch to start threads of its own for each operation.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return torch.cat(list(pool.map(search, query.split(2**15))))
 
+
+def _search_rows(reference: Tensor, stride: int, limit: int, query: Tensor) -> Tensor:
+    """`nearest_squared_distance` for a reference between sentinels."""
+    margin = math.isqrt(limit)
+    nearest = torch.full_like(query, limit + 1)
     searching = torch.arange(len(query), device=query.device)
     keys, best = query, nearest
     for distance in range(margin + 1):
         for row in sorted({-distance, distance}):
             target = keys + row * stride
-            right = torch.searchsorted(reference, target)
+            right = _first_not_below(reference, target)
             across = torch.minimum(reference[right] - target, target - reference[right - 1])
             across = across.clamp(max=margin + 1)  # further is another row, or too far
             best = torch.minimum(best, across**2 + distance**2)
@@ -130,6 +141,13 @@ def nearest_squared_distance(query: Tensor, reference: Tensor, stride: int, limi
         improvable = best > (distance + 1) ** 2
         searching, keys, best = searching[improvable], keys[improvable], best[improvable]
     return nearest
+
+
+def _first_not_below(ascending: Tensor, values: Tensor) -> Tensor:
+    """Index of the first entry that is not below each value; NumPy's search does not start threads."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.searchsorted(ascending.numpy(), values.numpy()))
+    return torch.searchsorted(ascending, values)
 
 
 def _matched_share(
