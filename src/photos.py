@@ -22,6 +22,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from src.errors import UserError
+
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 LABEL_SUFFIXES = frozenset({".png"})
 
@@ -35,7 +37,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_GRAY, _PNG_PALETTE = 0, 3
 
 
-class PhotoError(ValueError):
+class PhotoError(UserError):
     """A photo or label map cannot be used; the message names the file and the cure."""
 
 

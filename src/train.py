@@ -14,14 +14,13 @@ import lightning
 import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from src.checkpoints.store import load_weights, read
-from src.config import CONFIG_DIR, to_plain
+from src.config import CONFIG_DIR, build, to_plain
 from src.engine.memory import checkpoint_activations
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
@@ -48,10 +47,10 @@ def train(config: DictConfig) -> float | None:
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
-    data: LightningDataModule = instantiate(config.data, _convert_="all")
+    data: LightningDataModule = build(config.data)
     module = SegmentationModule(
         network=_network(config),
-        criterion=instantiate(config.loss, _convert_="all"),
+        criterion=build(config.loss),
         optimisation=Optimisation(**plain["recipe"]["optimiser"]),
         class_names=list(config.data.classes),
         metrics=plain["metrics"],
@@ -99,7 +98,7 @@ def announce(config: DictConfig) -> None:
 
 
 def _network(config: DictConfig) -> nn.Module:
-    network: nn.Module = instantiate(config.model.network, _convert_="all")
+    network: nn.Module = build(config.model.network)
     if config.init_from:
         load_weights(network, read(config.init_from))
         log.info("weights start from %s", config.init_from)
@@ -107,6 +106,8 @@ def _network(config: DictConfig) -> nn.Module:
         for part in ("detail", "fusion"):
             if hasattr(network.pixel_decoder, part):
                 checkpoint_activations(getattr(network.pixel_decoder, part))
+    if config.channels_last:
+        network.to(memory_format=torch.channels_last)
     if config.compile:
         network.compile()
     log.info("%.2f M parameters", count_parameters(network) / 1e6)
@@ -117,14 +118,10 @@ def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
     loggers: list[Logger] = []
     for name, node in config.logger.items():
         if node is not None:
-            logger = instantiate(node, _convert_="all")
+            logger = build(node)
             loggers.append(logger(config=plain) if name == "wandb" else logger)
-    callbacks: list[Callback] = [
-        instantiate(node, _convert_="all") for node in config.callbacks.values() if node
-    ]
-    return instantiate(
-        config.trainer, _convert_="all", logger=loggers, callbacks=[c for c in callbacks if c is not None]
-    )
+    callbacks: list[Callback] = [build(node) for node in config.callbacks.values() if node]
+    return build(config.trainer, logger=loggers, callbacks=[c for c in callbacks if c is not None])
 
 
 def _check_resumable(path: str, plain: dict[str, Any]) -> None:
@@ -133,7 +130,7 @@ def _check_resumable(path: str, plain: dict[str, Any]) -> None:
     if checkpoint.config["model"]["network"] != plain["model"]["network"]:
         raise UserError(
             f"{path} belongs to another network than the one configured. Give the same experiment, model and data "
-            f"options as the interrupted run (they are in the config.yaml of its folder), or start a new run from its "
+            "options as the interrupted run (they are in the config.yaml of its folder), or start a new run from its "
             "weights with init_from instead of resume."
         )
 

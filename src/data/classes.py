@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from src.errors import UserError
 from src.structures import IGNORE
 
 IGNORE_COLOUR = (255, 255, 255)
@@ -39,12 +40,12 @@ class Taxonomy:
             ValueError: no class, more than 254, or a colour that is not three numbers from 0 to 255.
         """
         if not 1 <= len(classes) < IGNORE:
-            raise ValueError(
+            raise UserError(
                 f"the taxonomy has {len(classes)} classes; 1 to {IGNORE - 1} fit 8-bit label maps"
             )
         for name, colour in classes.items():
             if len(colour) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in colour):
-                raise ValueError(
+                raise UserError(
                     f"class {name!r}: colour {list(colour)} is not [red, green, blue], each 0 to 255"
                 )
         return cls(tuple(classes), np.array([list(c) for c in classes.values()], dtype=np.uint8))
@@ -94,7 +95,7 @@ class ClassMap:
         self._table[IGNORE] = IGNORE
         for raw, target in mapping.items():
             if not 0 <= int(raw) <= 255:
-                raise ValueError(f"class_map: raw id {raw} is outside 0..255, the range of 8-bit label maps")
+                raise UserError(f"class_map: raw id {raw} is outside 0..255, the range of 8-bit label maps")
             self._table[int(raw)] = self._class_id(taxonomy, raw, target)
 
     @staticmethod
@@ -106,7 +107,7 @@ class ClassMap:
         if isinstance(target, int) and 0 <= target < taxonomy.num_classes:
             return target
         classes = ", ".join(f"{index} {name}" for name, index in taxonomy.ids.items())
-        raise ValueError(
+        raise UserError(
             f"class_map: raw id {raw} maps to {target!r}, which is no class; there are {classes} and ignore"
         )
 
@@ -130,7 +131,7 @@ class ClassMap:
             ids, counts = np.unique(raw[unknown], return_counts=True)
             found = ", ".join(f"{i} ({n} pixels)" for i, n in zip(ids.tolist(), counts.tolist(), strict=True))
             known = np.flatnonzero(self._table != self._UNKNOWN).tolist()
-            raise ValueError(
+            raise UserError(
                 f"{name}: the label map holds ids outside the class map: {found}. Known ids are {known}; "
                 "add the missing ones to data.class_map (255 to ignore them) or correct the file."
             )

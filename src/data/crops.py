@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.data.source import LabelledPhoto, Window
+from src.errors import UserError
 from src.structures import IGNORE
 
 # The colour under padding: the ImageNet mean, so that it is close to zero after normalisation, as in the
@@ -80,7 +81,7 @@ class RandomCrop:
 
     def __post_init__(self) -> None:
         if self.crop_size < 1 or not self.scales or min(self.scales) <= 0:
-            raise ValueError(
+            raise UserError(
                 f"crop_size {self.crop_size} and scales {list(self.scales)} must be positive, with one "
                 "scale at least"
             )

@@ -16,6 +16,7 @@ from src.data.datasets import CropDataset, EvaluationDataset, collate_crops, qui
 from src.data.folder import FolderSource, SplitFolders, benchmark_folders
 from src.data.sampling import CropSampler, EvaluationSampler, ResumableLoader
 from src.data.synthetic import write_synthetic_dataset
+from src.errors import UserError
 from src.structures import LabelledImage
 
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
@@ -145,7 +146,7 @@ class SegmentationDataModule(LightningDataModule):
         if self._folders is None:
             return benchmark_folders(self._root, split)
         if split not in self._folders:
-            raise ValueError(
+            raise UserError(
                 f"data.folders has no split {split!r}, only {sorted(self._folders)}; add "
                 f"data.folders.{split}.images and data.folders.{split}.labels"
             )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from src.data.classes import ClassMap
 from src.data.source import Window
+from src.errors import UserError
 from src.photos import LABEL_SUFFIXES, PHOTO_SUFFIXES, PhotoError, photo_size, read_label, read_photo
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ MaSS13K is published at https://github.com/xiechenxi99/MaSS13K (arXiv 2503.18364
 _SHOWN = 5  # file names that one message lists
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """A dataset's folders cannot be used as they are; the message names files and the cure."""
 
 

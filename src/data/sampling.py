@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, DistributedSampler
 
+from src.errors import UserError
+
 
 class Draw(NamedTuple):
     """One crop to make: the number of the draw in the stream, and the photo it shows."""
@@ -50,7 +52,7 @@ class CropSampler(DistributedSampler):
         self.batches = samples_per_epoch // (batch_size * ranks)
         self.first_batch = 0  # batches of the epoch that were consumed before a resume
         if self.batches == 0:
-            raise ValueError(
+            raise UserError(
                 f"{samples_per_epoch} samples per epoch do not fill one batch of {batch_size} crops on "
                 f"{ranks} device(s): lower the batch size or raise samples_per_epoch (it may exceed the "
                 "number of photos)"
@@ -85,7 +87,7 @@ class EvaluationSampler(DistributedSampler):
         super().__init__(range(photos), num_replicas=ranks, rank=rank)  # type: ignore[arg-type]
         self.photos = photos
         if photos < ranks:
-            raise ValueError(f"{ranks} devices cannot share {photos} evaluation photos; use fewer devices")
+            raise UserError(f"{ranks} devices cannot share {photos} evaluation photos; use fewer devices")
 
     def __len__(self) -> int:
         return len(range(self.rank, self.photos, self.num_replicas))

@@ -11,14 +11,14 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import WandbLogger
-from torch import Tensor
 
+from src.metrics.suite import ImageScores, SegmentationMetrics
 from src.pictures import panel, write_image
 from src.structures import CropBatch, LabelledImage
 
 
 def weight_averaging(decay: float | None) -> Callback | None:
-    """Exponential moving average of weights and buffers, used for validation and in checkpoints; None without decay."""
+    """Moving average of weights and buffers for validation and checkpoints; None without a decay."""
     return None if decay is None else EMAWeightAveraging(decay=decay)
 
 
@@ -59,6 +59,30 @@ class Throughput(Callback):
         self._since = self._idle_since = time.perf_counter()
 
 
+class PerImageScores(Callback):
+    """Keeps the scores of every image that this process evaluates, by name."""
+
+    def __init__(self) -> None:
+        self.scores: dict[str, ImageScores] = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: LabelledImage,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        metrics = pl_module.scores
+        assert isinstance(metrics, SegmentationMetrics)
+        if metrics.latest is not None:
+            self.scores[batch.name] = metrics.latest
+
+    def on_test_batch_end(self, *arguments: Any, **named: Any) -> None:
+        self.on_validation_batch_end(*arguments, **named)
+
+
 class PredictionPanels(Callback):
     """Pictures of the first evaluation images: photo, label, prediction, errors, and a zoom on boundaries.
 
@@ -79,7 +103,7 @@ class PredictionPanels(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Tensor,
+        outputs: Any,
         batch: LabelledImage,
         batch_idx: int,
         dataloader_idx: int = 0,

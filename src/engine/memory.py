@@ -42,4 +42,4 @@ def checkpoint_activations(module: nn.Module) -> None:
             return forward(*args)
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts)
 
-    module.forward = checkpointed  # type: ignore[method-assign]
+    module.forward = checkpointed

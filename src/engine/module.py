@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from src.engine.optimisation import Optimisation
@@ -20,8 +21,8 @@ class SegmentationModule(LightningModule):
 
     Args:
         network: the segmenter.
-        criterion: maps a ``TrainingPrediction`` and ``Targets`` to weighted loss terms.
-        optimisation: optimiser and schedule.
+        criterion: maps a ``TrainingPrediction`` and ``Targets`` to weighted loss terms; None to evaluate only.
+        optimisation: optimiser and schedule; None to evaluate only.
         class_names: K names, for the logged metrics.
         metrics: arguments of ``SegmentationMetrics`` besides the number of classes.
         seed: of the random points of the loss and of the backbone's stochastic depth.
@@ -31,8 +32,8 @@ class SegmentationModule(LightningModule):
     def __init__(
         self,
         network: nn.Module,
-        criterion: nn.Module,
-        optimisation: Optimisation,
+        criterion: nn.Module | None,
+        optimisation: Optimisation | None,
         class_names: Sequence[str],
         metrics: Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -46,6 +47,7 @@ class SegmentationModule(LightningModule):
         self.seed = seed
         self.config = dict(config or {})
         self.scores = SegmentationMetrics(len(self.class_names), **(metrics or {}))
+        self.latest_scores: dict[str, Tensor] | None = None
         self.scores.persistent(False)  # a checkpoint needs no half-finished evaluation
 
     def on_train_batch_start(self, batch: CropBatch, batch_idx: int) -> None:
@@ -60,14 +62,16 @@ class SegmentationModule(LightningModule):
         Raises:
             FloatingPointError: a term is not finite (unless fp16's gradient scaler is there to skip the step).
         """
-        prediction: TrainingPrediction = self.network(self.network.normalise(batch.images), batch.targets)
+        images = self.network.normalise(batch.images)  # type: ignore[operator]
+        prediction: TrainingPrediction = self.network(images, batch.targets)
+        assert self.criterion is not None, "this module was made for evaluation only"
         terms = self.criterion(prediction, batch.targets)
         total = torch.stack(list(terms.values())).sum()
         if self.trainer.precision != "16-mixed" and not total.isfinite():
             bad = ", ".join(name for name, term in terms.items() if not term.isfinite())
             raise FloatingPointError(
-                f"step {self.global_step}: {bad} not finite. Lower recipe.optimiser.lr or recipe.optimiser.clip_norm, "
-                "or use trainer.precision=32-true; the last checkpoint is intact."
+                f"step {self.global_step}: {bad} not finite. Lower recipe.optimiser.lr or "
+                "recipe.optimiser.clip_norm, or use trainer.precision=32-true; the last checkpoint is intact."
             )
         batch_size = len(batch.images)
         self.log("train/loss", total, prog_bar=True, batch_size=batch_size)
@@ -113,7 +117,8 @@ class SegmentationModule(LightningModule):
                     self.log(f"{split}_classes/{metric}_{name}", value * scale, rank_zero_only=True)
         self.scores.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        assert self.optimisation is not None, "this module was made for evaluation only"
         optimiser = self.optimisation.optimiser(self.network)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self.optimisation.schedule(steps))

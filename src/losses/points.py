@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from src.errors import UserError
+
 
 class SampledPoints(NamedTuple):
     """Points of T masks.
@@ -54,7 +56,7 @@ class UncertaintyPoints:
 
     def __init__(self, num_points: int = 12544, oversample: float = 3.0, importance: float = 0.75) -> None:
         if num_points < 1 or oversample < 1 or not 0 <= importance <= 1:
-            raise ValueError(
+            raise UserError(
                 f"point sampling needs num_points >= 1, oversample >= 1 and importance in 0..1, got {num_points}, "
                 f"{oversample} and {importance}"
             )

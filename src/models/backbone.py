@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.errors import UserError
 from src.models.pretrained import load_packaged_weights
 
 STRIDES = (4, 8, 16, 32)
@@ -33,8 +34,8 @@ class Backbone(nn.Module):
         mean, std: as given.
 
     Raises:
-        ValueError: the model has no feature maps at strides 4, 8, 16 and 32.
-        RuntimeError: pretrained weights could not be fetched.
+        UserError: the model has no feature maps at strides 4, 8, 16 and 32.
+        UserError: pretrained weights could not be fetched.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         if weights not in ("timm", "package", "none"):
-            raise ValueError(f"model.backbone.weights is {weights!r}; choose timm, package or none")
+            raise UserError(f"model.backbone.weights is {weights!r}; choose timm, package or none")
         self.mean, self.std, self.pad_to = tuple(mean), tuple(std), pad_to
         self.encoder: Any = _create(name, weights == "timm", options)
         self.channels: tuple[int, ...] = tuple(self.encoder.feature_info.channels())
@@ -78,7 +79,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
             ", ".join(timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:6])
             or "see timm.list_models()"
         )
-        raise ValueError(f"timm has no model {name!r} (model.backbone.name). Similar names: {close}")
+        raise UserError(f"timm has no model {name!r} (model.backbone.name). Similar names: {close}")
     indices = _pyramid_indices(name, options)
     try:
         return timm.create_model(
@@ -87,7 +88,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
     except (OSError, RuntimeError, ConnectionError) as error:
         if not pretrained:
             raise
-        raise RuntimeError(
+        raise UserError(
             f"The pretrained weights of {name} could not be fetched ({type(error).__name__}: {error}). Connect to "
             "the Hugging Face Hub once (they are then cached), or train from random weights with "
             "model.backbone.weights=none, or use model/size=nano, whose weights come with the installation."
@@ -101,7 +102,7 @@ def _pyramid_indices(name: str, options: dict[str, Any]) -> tuple[int, ...]:
     reductions = list(probe.feature_info.reduction())
     missing = [s for s in STRIDES if s not in reductions]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{name} has feature maps at strides {reductions}, but the decoders need {list(STRIDES)}. Choose an "
             "encoder with a feature pyramid (ResNet, ConvNeXt, Swin, EfficientNet, ...)."
         )

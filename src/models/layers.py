@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from src.errors import UserError
 
 PooledNorm = Literal["batch", "frozen", "group"]
 
@@ -25,16 +28,16 @@ class PooledBatchNorm(nn.BatchNorm2d):
     """BatchNorm for 1x1 maps, whose statistics come from the batch alone.
 
     Raises:
-        ValueError: in training with one value per channel, where the variance does not exist.
+        UserError: in training with one value per channel, where the variance does not exist.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, 1, 1) -> (B, C, 1, 1)."""
         if self.training and x.numel() == x.shape[1]:
-            raise ValueError(
+            raise UserError(
                 "Batch norm of a pooled (1x1) map cannot train with one image per device. Use a batch size of "
-                "2 or more per device (recipe.batch_size=2), or model.pooled_norm=frozen (fixed statistics), or "
-                "model.pooled_norm=group (group norm), or trainer.sync_batchnorm=true on several GPUs."
+                "2 or more per device (recipe.batch_size=2), or recipe.pooled_norm=frozen (fixed statistics), or "
+                "recipe.pooled_norm=group (group norm), or trainer.sync_batchnorm=true on several GPUs."
             )
         return super().forward(x)
 
@@ -58,8 +61,8 @@ def pooled_norm(kind: PooledNorm, channels: int) -> nn.Module:
     if kind == "frozen":
         return FrozenStatisticsNorm(channels)
     if kind == "group":
-        return nn.GroupNorm(min(32, channels // 4), channels)
-    raise ValueError(f"model.pooled_norm is {kind!r}; choose batch, frozen or group")
+        return nn.GroupNorm(max(1, math.gcd(32, channels // 4, channels)), channels)
+    raise UserError(f"recipe.pooled_norm is {kind!r}; choose batch, frozen or group")
 
 
 class GlobalContext(nn.Module):
@@ -102,7 +105,7 @@ class MultiheadAttention(nn.Module):
     def __init__(self, width: int, num_heads: int = 8) -> None:
         super().__init__()
         if width % num_heads:
-            raise ValueError(f"width {width} must be divisible by {num_heads} heads")
+            raise UserError(f"width {width} must be divisible by {num_heads} heads")
         self.num_heads = num_heads
         self.projection = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)

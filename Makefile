@@ -1,0 +1,26 @@
+# make demo   set up .venv and train the small model on the embedded scenes, with metrics and pictures
+# make test   set up .venv and run lint, types and the whole test suite
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test lint clean-demo
+
+setup: $(VENV)/.installed
+
+# The stamp makes later calls reuse the environment until the requirements change.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]" --constraint constraints.txt
+	touch $@
+
+demo: setup
+	$(BIN)/python -m src.train experiment=massformer model/size=nano hydra.run.dir=outputs/demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
