@@ -65,16 +65,22 @@ def test_equals_scipys_distance_transform(maps, distances):
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
 
 
-def test_distances_equal_opencvs_precise_transform():
+@pytest.mark.parametrize("cell", [17, 2], ids=["outlines", "more pixels than one chunk"])
+def test_distances_equal_opencvs_precise_transform(cell):
     generator = np.random.default_rng(0)
     label, other = (
-        cv2.resize(m.astype(np.uint8), (300, 200), interpolation=cv2.INTER_NEAREST)
-        for m in generator.integers(0, CLASSES, (2, 12, 18))
+        generator.integers(0, CLASSES, (300 // size + 1, 200 // size + 1))
+        .astype(np.uint8)
+        .repeat(size, 0)
+        .repeat(size, 1)
+        for size in (60, cell)
     )
+    label, other = label[:300, :200], other[:300, :200]
     margin = 23
     limit = margin**2
     query, reference = (boundary_pixels(torch.from_numpy(m), CLASSES, margin) for m in (other, label))
-    found = nearest_squared_distance(query.keys, reference.keys, 300 + margin, limit)
+    assert (len(query.keys) > 2**15) == (cell == 2)
+    found = nearest_squared_distance(query.keys, reference.keys, 200 + margin, limit)
     expected = []
     valid = np.ones_like(label, bool)
     for index in range(CLASSES):
