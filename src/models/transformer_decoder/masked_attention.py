@@ -196,7 +196,8 @@ class MaskedAttentionDecoder(nn.Module):
         logits = torch.einsum("bqd,bdhw->bqhw", embeddings, features.to(embeddings.dtype))
         attend = (resize(logits, size) >= 0).flatten(2)  # sigmoid >= 0.5
         if piloted is not None:
-            own = F.adaptive_avg_pool2d(piloted.attend.to(embeddings.dtype), size) >= 0.5
+            # sampled, not averaged: an average would remove the point noise
+            own = F.interpolate(piloted.attend.to(embeddings.dtype), size, mode="nearest-exact") > 0
             attend[:, : own.shape[1]] = own.flatten(2)
         attend = attend | ~attend.any(-1, keepdim=True)
         return attend[:, None]
