@@ -14,6 +14,7 @@ from rich.console import Console
 from src.checkpoints.store import Checkpoint, load_network, read
 from src.config import CONFIG_DIR, build, to_plain
 from src.engine.callbacks import PerImageScores
+from src.engine.logging import quiet_lightning
 from src.engine.module import SegmentationModule
 from src.errors import UserError, explained
 from src.metrics.table import class_table, image_table, render, write_csv, write_json
@@ -30,11 +31,12 @@ def main(config: DictConfig) -> float:
 
 def evaluate(config: DictConfig) -> float:
     """Evaluate as configured; tables lie in ``config.run_dir``."""
+    quiet_lightning()
     plain = to_plain(config)
     if config.split not in ("val", "test"):
         raise UserError(f"split={config.split}: choose val or test")
     checkpoint = read(config.checkpoint)
-    data_config = plain["data"] or checkpoint.config["data"]
+    data_config = plain.get("data") or checkpoint.config["data"]
     _check_classes(checkpoint, data_config)
     data = build({**data_config, "num_workers": config.num_workers})
     module = SegmentationModule(

@@ -21,6 +21,7 @@ from torch import nn
 
 from src.checkpoints.store import load_weights, read
 from src.config import CONFIG_DIR, build, to_plain
+from src.engine.logging import quiet_lightning
 from src.engine.memory import checkpoint_activations
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
@@ -41,6 +42,7 @@ def main(config: DictConfig) -> float | None:
 
 def train(config: DictConfig) -> float | None:
     """Train and validate; results lie in ``config.run_dir``."""
+    quiet_lightning()
     plain = to_plain(config)
     if config.resume:
         _check_resumable(config.resume, plain)

@@ -13,15 +13,17 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def _statistics_kept(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Normalise by batch statistics without updating the running ones."""
-    tracked = [norm.track_running_stats for norm in norms]
+    """Normalise by batch statistics without moving the running ones."""
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, value in zip(norms, tracked, strict=True):
-            norm.track_running_stats = value
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked -= 1
 
 
 def checkpoint_activations(module: nn.Module) -> None:

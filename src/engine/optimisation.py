@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from src.models.deformable import DeformableConv
+
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
@@ -18,6 +20,8 @@ class Optimisation:
 
     Attributes:
         lr: learning rate of the decoders at its peak. backbone_lr_factor: the backbone's, relative to it.
+        offset_lr_factor: the factor of the convolutions that predict deformable offsets. They see features that
+            no norm bounds, and large steps throw their samples off the map for good; Deformable DETR uses 0.1.
         weight_decay: of everything but norms and embeddings.
         warmup_steps: optimiser steps of linear warm-up.
         clip_norm: largest norm of the gradient; the trainer clips, see ``trainer.gradient_clip_val``.
@@ -26,6 +30,7 @@ class Optimisation:
     lr: float
     weight_decay: float
     backbone_lr_factor: float
+    offset_lr_factor: float
     warmup_steps: int
     clip_norm: float | None = None
 
@@ -46,28 +51,29 @@ class Optimisation:
 
 
 def parameter_groups(network: nn.Module, settings: Optimisation) -> list[dict[str, object]]:
-    """Four groups: backbone or not, with weight decay or without (norms and embeddings).
+    """Backbone, decoders and deformable offsets, each with weight decay or without (norms and embeddings).
 
     Groups carry a ``name`` for logging; empty ones are left out.
     """
-    undecayed = {
-        id(parameter)
-        for module in network.modules()
-        if isinstance(module, (*_NORMS, nn.Embedding))
-        for parameter in module.parameters(recurse=False)
-    }
-    groups: dict[str, list[nn.Parameter]] = {}
+    undecayed, offsets = set(), set()
+    for module in network.modules():
+        if isinstance(module, (*_NORMS, nn.Embedding)):
+            undecayed |= {id(parameter) for parameter in module.parameters(recurse=False)}
+        if isinstance(module, DeformableConv):
+            offsets |= {id(parameter) for parameter in module.offset.parameters()}
+    factors = {"backbone": settings.backbone_lr_factor, "offsets": settings.offset_lr_factor, "decoder": 1.0}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             part = "backbone" if name.startswith("backbone.") else "decoder"
-            suffix = "_undecayed" if id(parameter) in undecayed else ""
-            groups.setdefault(part + suffix, []).append(parameter)
+            part = "offsets" if id(parameter) in offsets else part
+            groups.setdefault((part, id(parameter) in undecayed), []).append(parameter)
     return [
         {
-            "name": name,
+            "name": f"{part}_undecayed" if plain else part,
             "params": parameters,
-            "lr": settings.lr * (settings.backbone_lr_factor if name.startswith("backbone") else 1.0),
-            "weight_decay": 0.0 if name.endswith("_undecayed") else settings.weight_decay,
+            "lr": settings.lr * factors[part],
+            "weight_decay": 0.0 if plain else settings.weight_decay,
         }
-        for name, parameters in groups.items()
+        for (part, plain), parameters in groups.items()
     ]
