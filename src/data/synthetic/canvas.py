@@ -22,8 +22,9 @@ Numbers = npt.ArrayLike  # a colour is three of them, red green blue, 0..255
 _SUBPIXEL_BITS = 4
 _BENCHMARK_SIZE = (4096 * 3072) ** 0.5
 _BAND = 64  # rows
-_MOST_SAMPLES = 40  # up to here marking an ellipse's pixels is faster than filling a polygon
-_OCTAGON = np.stack([f(np.arange(8) * np.pi / 4) for f in (np.cos, np.sin)], 1)
+_MOST_SAMPLES = 120  # up to here marking an ellipse's pixels is faster than filling a polygon
+_AT_ONCE = 2048  # ellipses whose temporary arrays fit the processor's cache
+_OCTAGON = np.stack([f(np.arange(8) * np.pi / 4) for f in (np.cos, np.sin)], 1).astype(np.float32)
 
 
 class Material(IntEnum):
@@ -134,19 +135,24 @@ class Canvas:
             material: of all of them.
         """
         axes = np.maximum(axes * self.height, 0.5)
-        if len(axes) == 0:
+        seen = np.all((centres >= 0) & (centres < (self.aspect, 1)), axis=1)
+        if not seen.any():
             return
         samples = _disc_samples(axes.max(0))
-        few = len(samples) <= _MOST_SAMPLES
-        shape = samples if few else _OCTAGON
-        cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
-        u, v = axes[:, :1] * shape[:, 0], axes[:, 1:] * shape[:, 1]
-        x = centres[:, :1] * self.height + u * cos - v * sin
-        y = centres[:, 1:] * self.height + u * sin + v * cos
-        if few:
-            self._mark(x, y, colours, material)
-        else:
-            self.convex(np.stack([x, y], -1) / self.height, colours, material)
+        shape = samples if len(samples) <= _MOST_SAMPLES else _OCTAGON
+        for first in range(0, len(axes), _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            keep = seen[part]
+            a, b = axes[part][keep].T.astype(np.float32)[..., None]
+            turn = angles[part][keep, None].astype(np.float32)
+            cos, sin = np.cos(turn), np.sin(turn)
+            u, v = a * shape[:, 0], b * shape[:, 1]
+            x, y = (centres[part][keep].T * self.height).astype(np.float32)[..., None]
+            points = x + u * cos - v * sin, y + u * sin + v * cos
+            if shape is samples:
+                self._mark(*points, colours[part][keep], material)
+            else:
+                self.convex(np.stack(points, -1) / self.height, colours[part][keep], material)
 
     def shadow(self, centre: Numbers, axes: Numbers, strength: float) -> None:
         """Darken a soft ellipse: by `strength` (0..1) in the middle, not at all at its rim."""
@@ -163,14 +169,13 @@ class Canvas:
             np.multiply(colours, gain[..., None], out=colours, casting="unsafe")
 
     def _mark(self, x: np.ndarray, y: np.ndarray, colours: np.ndarray, material: Material) -> None:
-        """Colour the pixels under points (N, S) of N shapes; faster than drawing shapes of a few pixels."""
+        """Colour the pixels under points (N, S) of N small shapes; what crosses the border is pressed against it."""
         ink = np.empty((len(colours), 4), np.uint8)
         ink[:, :3] = np.clip(colours, 0, 255)
         ink[:, 3] = material
-        inside = (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height)
-        index = y.astype(np.int32) * self.width + x.astype(np.int32)
-        packed = np.broadcast_to(ink.view(np.uint32), x.shape)
-        self.pixels.view(np.uint32).reshape(-1)[index[inside]] = packed[inside]
+        index = np.clip(y, 0, self.height - 1).astype(np.int32) * self.width
+        index += np.clip(x, 0, self.width - 1).astype(np.int32)
+        self.pixels.view(np.uint32).reshape(-1)[index] = ink.view(np.uint32)
 
     def _inked(
         self, shapes: Numbers, colours: Numbers, material: Material
@@ -190,4 +195,4 @@ def _disc_samples(axes: np.ndarray) -> np.ndarray:
     """Points (S, 2) of the unit disc, dense enough to leave no gap in an ellipse of these half axes in pixels."""
     u, v = (np.linspace(-1, 1, int(np.ceil(axis * 2 / 0.7)) | 1) for axis in axes)
     grid = np.stack(np.meshgrid(u, v), -1).reshape(-1, 2)
-    return grid[(grid**2).sum(1) <= 1.05]
+    return grid[(grid**2).sum(1) <= 1.05].astype(np.float32)

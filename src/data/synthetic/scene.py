@@ -163,12 +163,12 @@ def _reeds(brush: Brush, rng: np.random.Generator, shore: np.ndarray) -> None:
 def _finish(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     """Soften the drawing like a lens, then apply grain, vignette and exposure; (H, W, 3) uint8."""
     height, width = canvas.height, canvas.width
+    y, x = np.mgrid[-1:1:32j, -1:1:32j]
+    exposure, slope = rng.uniform(0.98, 1.12), rng.normal(0, 0.05, 2)
+    light = exposure * (1 - 0.07 * (x**2 + y**2) ** 1.5) + slope[0] * x + slope[1] * y
+    light = cv2.resize((light * NEUTRAL).astype(np.uint8), (width, height), interpolation=cv2.INTER_LINEAR)
     tile = int(2 ** np.clip(np.round(np.log2(min(height, width) / 3)), 6, 10))
     bank = grain_bank(rng, tile).reshape(-1)
-    y, x = np.mgrid[-1:1:32j, -1:1:32j]
-    slope = rng.normal(0, 0.05, 2)
-    light = rng.uniform(0.98, 1.12) * (1 - 0.07 * (x**2 + y**2) ** 1.5) + slope[0] * x + slope[1] * y
-    light = cv2.resize((light * NEUTRAL).astype(np.uint8), (width, height), interpolation=cv2.INTER_LINEAR)
     image = cv2.GaussianBlur(cv2.cvtColor(canvas.pixels, cv2.COLOR_RGBA2RGB), (3, 3), 0.55)
     columns = np.arange(width, dtype=np.int32) % tile
     for band in canvas.bands():
