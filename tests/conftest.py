@@ -33,3 +33,17 @@ def camvid() -> Path:
 def reference() -> Path:
     """Folder with tensor names and values of the released network (environment variable MASSFORMER_REFERENCE)."""
     return _folder("MASSFORMER_REFERENCE")
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a handful of small synthetic scenes in the MaSS13K layout."""
+    from src.config import compose_config
+    from src.data.classes import Taxonomy
+    from src.data.synthetic import write_synthetic_dataset
+
+    root = tmp_path_factory.mktemp("scenes")
+    classes = Taxonomy.from_mapping(dict(compose_config("train", ["data=mass13k"]).data.classes))
+    splits = {"train": 4, "val": 3, "test": 2}
+    write_synthetic_dataset(root, splits, 96, 128, classes.ids, workers=1)
+    return root

@@ -1,0 +1,335 @@
+"""Training as its users meet it: runs, sweeps, resuming, several processes, and faults of input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from src.config import build, compose_config
+from src.data.targets import boundary_map
+from src.engine.memory import checkpoint_activations
+from src.engine.module import SegmentationModule
+from src.engine.optimisation import Optimisation
+from src.errors import UserError
+from src.evaluate import evaluate
+from src.structures import Targets
+from src.train import train
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+TINY = [
+    "model/size=nano",
+    "model.backbone.weights=none",
+    "data=mass13k",
+    "data.max_long_edge=null",
+    "recipe.crop_size=64",
+    "recipe.num_points=128",
+    "recipe.samples_per_epoch=8",
+    "recipe.validate_first=false",
+    "num_workers=0",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "trainer.log_every_n_steps=1",
+    "callbacks.progress=null",
+    "+trainer.enable_progress_bar=false",
+    "logger.wandb=null",
+]
+
+
+@pytest.fixture
+def configure(scenes: Path, tmp_path: Path) -> Callable[..., DictConfig]:
+    """Composes a tiny training run over the synthetic scenes; ``run`` names its folder."""
+
+    def compose(*overrides: str, run: str = "run", steps: int = 4) -> DictConfig:
+        return compose_config(
+            "train",
+            [
+                *TINY,
+                f"data.root={scenes}",
+                f"run_dir={tmp_path / run}",
+                f"recipe.steps={steps}",
+                f"recipe.val_every={steps}",
+                f"recipe.save_every={steps}",
+                *overrides,
+            ],
+        )
+
+    return compose
+
+
+def run_module(
+    module: str, *arguments: str, folder: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+
+
+def test_a_run_leaves_checkpoints_scores_curves_and_pictures(
+    configure: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(configure())
+    folder = tmp_path / "run"
+
+    printed = capsys.readouterr().out
+    for path in ("checkpoints/best.ckpt", "scores.csv", "metrics.csv"):
+        assert (folder / path).is_file()
+        assert path in printed
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert len(list((folder / "panels").glob("step_000004/*.png"))) == 3
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["images"] == 3
+    assert set(scores["class"]) >= {"person", "sky", "mean"}
+    with (folder / "metrics.csv").open() as file:
+        columns = csv.DictReader(file).fieldnames or []
+    for expected in (
+        "train/loss_mask",
+        "train/loss_edge",
+        "train_layers/d0.loss_dice",
+        "val/mBIoU",
+        "val_classes/IoU_sky",
+    ):
+        assert expected in columns
+    assert any("throughput" in column for column in columns)
+
+    # the checkpoint evaluates to what training reported
+    result = evaluate(
+        compose_config(
+            "evaluate",
+            [
+                f"checkpoint={folder / 'checkpoints' / 'last.ckpt'}",
+                f"run_dir={tmp_path / 'evaluation'}",
+                "num_workers=0",
+                "trainer.accelerator=cpu",
+                "trainer.devices=1",
+                "+trainer.enable_progress_bar=false",
+            ],
+        )
+    )
+    again = json.loads((tmp_path / "evaluation" / "scores.json").read_text())
+    assert again["class"] == scores["class"]
+    assert result == pytest.approx(100 * scores["class"]["mean"]["BIoU"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "extra", [[], ["recipe.ema_decay=null", "trainer.accumulate_grad_batches=2", "num_workers=1"]]
+)
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
+    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str]
+) -> None:
+    extra = [*extra, "recipe.save_every=3", "recipe.val_every=5"]  # neither falls on the end of an epoch
+    train(configure(*extra, run="whole", steps=6))
+
+    def power_cut(self: SegmentationModule, *_: object) -> None:
+        if self.global_step == 5:
+            raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationModule, "on_train_batch_end", power_cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(configure(*extra, run="killed", steps=6))
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 3
+    train(configure(*extra, f"resume={last}", run="resumed", steps=6))
+
+    expected = torch.load(tmp_path / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
+    actual = torch.load(tmp_path / "resumed" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert expected["global_step"] == actual["global_step"] == 6
+    for part in ("state_dict", "current_model_state"):
+        for name, tensor in expected.get(part, {}).items():
+            assert torch.equal(tensor, actual[part][name]), f"{part}: {name}"
+    moments = expected["optimizer_states"][0]["state"]
+    for index, state in moments.items():
+        assert torch.equal(state["exp_avg"], actual["optimizer_states"][0]["state"][index]["exp_avg"])
+
+
+@pytest.mark.slow
+def test_overfitting_one_crop_drives_the_loss_below_a_tenth(configure: Callable[..., DictConfig]) -> None:
+    config = configure("model.backbone.weights=package", "recipe.num_points=512", "recipe.optimiser.lr=2.0e-3")
+    torch.manual_seed(0)
+    label = torch.zeros(96, 96, dtype=torch.uint8)  # sky above ground, and a house
+    label[:40], label[40:] = 5, 4
+    label[20:64, 24:56] = 2
+    colours = torch.tensor(list(config.data.classes.values()), dtype=torch.float32)
+    image = colours[label.long()] * 0.6 + 40 + 20 * torch.rand(96, 96, 3)
+    images = image.clamp(0, 255).byte().permute(2, 0, 1)[None].repeat(2, 1, 1, 1)
+    boundary = torch.from_numpy(boundary_map(label.numpy()))
+    targets = Targets(label[None].repeat(2, 1, 1), boundary[None].repeat(2, 1, 1))
+
+    network, criterion = build(config.model.network).train(), build(config.loss)
+    optimisation = Optimisation(**config.recipe.optimiser)
+    optimiser = optimisation.optimiser(network)
+    losses = []
+    for _ in range(160):
+        loss = torch.stack(list(criterion(network(network.normalise(images)), targets).values())).sum()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert min(losses[-10:]) < losses[0] / 10, losses[::10]
+
+
+@pytest.mark.slow
+def test_a_sweep_makes_one_run_for_every_rung(scenes: Path, tmp_path: Path) -> None:
+    rungs = [f"ablation_{rung}" for rung in ("baseline", "cst", "rfb", "lse", "egf")]
+    overrides = [o for o in TINY if not o.startswith("logger.wandb")]
+    done = run_module(
+        "src.train",
+        "-m",
+        f"experiment={','.join(rungs)}",
+        *overrides,
+        f"data.root={scenes}",
+        "recipe.steps=1",
+        "recipe.val_every=1",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+        folder=tmp_path,
+        WANDB_MODE="offline",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for number, rung in enumerate(rungs):
+        folder = tmp_path / "sweep" / f"{number}_{rung}"
+        assert (folder / "checkpoints" / "last.ckpt").is_file() or (
+            folder / "checkpoints" / "best.ckpt"
+        ).is_file()
+        assert (folder / "scores.csv").is_file()
+        assert len(list(folder.glob("wandb/offline-run-*/*.wandb"))) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_scores_of_one(
+    configure: Callable[..., DictConfig], scenes: Path, tmp_path: Path
+) -> None:
+    train(configure())
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    common = [f"checkpoint={checkpoint}", "num_workers=0", "trainer.accelerator=cpu"]
+    scores = {}
+    for devices in (1, 2):
+        folder = tmp_path / f"devices_{devices}"
+        done = run_module(
+            "src.evaluate",
+            *common,
+            f"trainer.devices={devices}",
+            f"hydra.run.dir={folder}",
+            folder=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        scores[devices] = json.loads((folder / "scores.json").read_text())
+    assert scores[1]["images"] == scores[2]["images"] == 3
+    for name, row in scores[1]["class"].items():
+        assert row == pytest.approx(scores[2]["class"][name], nan_ok=True)
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(scenes: Path, tmp_path: Path) -> None:
+    done = run_module(
+        "src.train",
+        *[o for o in TINY if not o.startswith("trainer.devices")],
+        "trainer.devices=2",
+        f"data.root={scenes}",
+        "recipe.steps=2",
+        "recipe.val_every=2",
+        f"hydra.run.dir={tmp_path / 'ddp'}",
+        folder=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "ddp" / "scores.json").read_text())["images"] == 3
+
+
+def test_recomputed_activations_change_neither_gradients_nor_statistics(
+    configure: Callable[..., DictConfig],
+) -> None:
+    config = configure()
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = build(config.model.network).train()
+        if recompute:
+            checkpoint_activations(network.pixel_decoder.detail)
+            checkpoint_activations(network.pixel_decoder.fusion)
+        prediction = network(torch.randn(2, 3, 64, 64))
+        (
+            prediction.layers[-1].mask_logits.square().mean() + prediction.edge_logits.square().mean()
+        ).backward()
+        gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+        results.append((gradients, dict(network.named_buffers())))
+    for plain, recomputed in zip(*results, strict=True):
+        assert plain.keys() == recomputed.keys()
+        for name, tensor in plain.items():
+            torch.testing.assert_close(tensor, recomputed[name], msg=name)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_agrees(configure: Callable[..., DictConfig]) -> None:
+    network = build(configure().model.network).eval()
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = network(images)
+        network.compile(backend="aot_eager")
+        actual = network(images)
+    torch.testing.assert_close(actual.mask_logits, expected.mask_logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(actual.class_logits, expected.class_logits, atol=1e-4, rtol=1e-4)
+
+
+def test_one_crop_per_device_with_batch_norm_is_explained(configure: Callable[..., DictConfig]) -> None:
+    with pytest.raises(UserError, match=r"pooled_norm=frozen"):
+        train(configure("recipe.batch_size=1", "recipe.pooled_norm=batch"))
+
+
+def test_resuming_another_network_is_refused(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    train(configure(steps=1))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with pytest.raises(UserError, match="another network"):
+        train(configure(f"resume={last}", "experiment=ablation_cst"))
+
+
+def test_weights_of_another_network_are_refused(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    train(configure(steps=1))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with pytest.raises(UserError, match=r"last\.ckpt does not fit"):
+        train(configure(f"init_from={last}", "model.size.width=32", run="other"))
+
+
+def test_evaluating_with_other_classes_is_refused(
+    configure: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    train(configure(steps=1))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    config = compose_config("evaluate", [f"checkpoint={last}", "data=mass13k", f"run_dir={tmp_path}"])
+    config.data.classes = {"sky": [0, 0, 255], "rest": [0, 0, 0]}
+    with pytest.raises(UserError, match="predicts 7 classes"):
+        evaluate(config)
+
+
+@pytest.mark.slow
+def test_faults_of_the_command_end_with_one_message(tmp_path: Path) -> None:
+    absent = run_module("src.train", "data=mass13k", "model/size=nano", "logger.wandb=null", folder=tmp_path)
+    assert absent.returncode == 1
+    assert "Traceback" not in absent.stderr
+    assert "github.com/xiechenxi99/MaSS13K" in absent.stderr
+    unknown = run_module("src.train", "recipe.step=3", folder=tmp_path)
+    assert unknown.returncode == 1
+    assert "recipe.step" in unknown.stderr
+
+
+def test_unfinite_losses_are_named(
+    configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.losses.criterion.edge_loss", lambda logits, _: logits.mean() * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"step 0: loss_edge not finite"):
+        train(configure())
