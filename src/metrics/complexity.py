@@ -1,13 +1,13 @@
-"""Mask complexity: how long the contours of a mask are for its area (mIPQ of the paper, Table 1).
+"""Mask complexity: how long the contours of a mask are for its area (mIPQ of the MaSS13K paper).
 
 The isoperimetric quotient of a mask is IPQ = L² / (4πA), with L the total length of all its contours, holes
-included, and A its area in pixels. It is 1 for a disc and grows with every twig, gap and strand; scaling a shape leaves
-it alone. A dataset's mIPQ is the mean over all class masks of all images.
+included, and A its area in pixels. It is 1 for a disc and grows with every twig, gap and strand; scaling a shape
+leaves it alone. A dataset's mIPQ is the mean over all class masks of all images.
 
-L is what OpenCV measures, so that figures compare with those published for DIS5K and MaSS13K: contours run through
-the centres of the mask's border pixels in steps of 1 and √2. Hence a large disc has 1.11 instead of 1 (the steps cut no
-corners), a large square 4/π = 1.27 as it should be, a line one pixel wide counts its length there and back, and a
-single pixel has length 0.
+L is what OpenCV measures, so that figures compare with those published for DIS5K and MaSS13K: contours run
+through the centres of the mask's border pixels in steps of 1 and √2. Hence a large disc has 1.11 instead of 1
+(a circle in such steps is longer than the circle), a large square 4/π = 1.27 as it should, a line one pixel wide
+counts its length there and back, and a single pixel has length 0.
 
     H, W  height and width of a label map      K  number of classes
 """

@@ -11,6 +11,7 @@ from PIL import Image
 
 from src.data.folder import DatasetError
 from src.data.synthetic import dataset, draw_scene, write_synthetic_dataset
+from src.errors import UserError
 from src.metrics.complexity import ComplexityAccumulator
 from src.photos import read_label, read_photo
 
@@ -72,9 +73,9 @@ def test_ids_come_from_the_mapping() -> None:
 
 
 def test_impossible_requests_are_refused() -> None:
-    with pytest.raises(KeyError, match="water"):
+    with pytest.raises(UserError, match="water"):
         draw_scene(0, 96, 128, {name: index for name, index in IDS.items() if name != "water"})
-    with pytest.raises(ValueError, match="40x100"):
+    with pytest.raises(UserError, match="40x100"):
         draw_scene(0, 100, 40, IDS)
 
 
@@ -229,7 +230,7 @@ def test_a_damaged_manifest_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("splits", [{}, {"train": 0}])
 def test_an_empty_dataset_is_refused(tmp_path: Path, splits: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="one scene in each split"):
+    with pytest.raises(UserError, match=r"data\.synthetic\.splits"):
         write(tmp_path, splits)
 
 

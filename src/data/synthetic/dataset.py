@@ -28,7 +28,8 @@ from PIL import Image
 from rich.progress import track
 
 from src.data.folder import DatasetError
-from src.data.synthetic.scene import SMALLEST_SIDE, draw_scene
+from src.data.synthetic.scene import check_request, draw_scene
+from src.errors import UserError
 
 GENERATOR_VERSION = 1  # raise it whenever a scene would look different: cached scenes are then drawn again
 MANIFEST = "synthetic.json"
@@ -89,14 +90,12 @@ def write_synthetic_dataset(
 
     Raises:
         DatasetError: the folder has files that this function did not write; nothing is touched then.
-        ValueError: a size or a number of scenes is impossible.
+        UserError: a split has no scenes, or `check_request` refuses.
     """
     root = Path(root)
-    if min(height, width) < SMALLEST_SIDE or not splits or min(splits.values()) < 1:
-        raise ValueError(
-            f"Synthetic scenes: {width}x{height} pixels and splits {dict(splits)} are impossible; "
-            f"use at least {SMALLEST_SIDE} pixels on each side and one scene in each split."
-        )
+    check_request(height, width, class_ids)
+    if not splits or min(splits.values()) < 1:
+        raise UserError(f"data.synthetic.splits is {dict(splits)}: ask for one scene or more in each split")
     wanted = {
         "generator": GENERATOR_VERSION,
         "seed": seed,

@@ -11,11 +11,12 @@ import numpy as np
 from src.data.synthetic import buildings, people, plants, street, vehicles
 from src.data.synthetic.backdrop import Backdrop
 from src.data.synthetic.brush import Brush
-from src.data.synthetic.canvas import Canvas, Material
+from src.data.synthetic.canvas import CLASS_OF_MATERIAL, Canvas, Material
 from src.data.synthetic.textures import NEUTRAL, grain_bank, ridge
 from src.data.synthetic.view import Camera, Weather, draw_weather
+from src.errors import UserError
 
-SMALLEST_SIDE = 64
+_SMALLEST_SIDE = 64
 _TRIES = 8  # places looked at for a thing before the scene goes without it
 
 
@@ -58,6 +59,23 @@ _ON_LAND = (
 )
 
 
+def check_request(height: int, width: int, class_ids: Mapping[str, int]) -> None:
+    """Refuse what `draw_scene` cannot draw, before any work.
+
+    Raises:
+        UserError: the picture is too small, or a class of the scenes has no id.
+    """
+    if min(height, width) < _SMALLEST_SIDE:
+        raise UserError(
+            f"synthetic scenes of {width}x{height} pixels are too small: use {_SMALLEST_SIDE} or more on each side"
+        )
+    missing = sorted(set(CLASS_OF_MATERIAL.values()) - class_ids.keys())
+    if missing:
+        raise UserError(
+            f"synthetic scenes show {', '.join(missing)}, which data.classes does not have: add them"
+        )
+
+
 def draw_scene(
     seed: int, height: int, width: int, class_ids: Mapping[str, int]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -75,11 +93,9 @@ def draw_scene(
         The RGB image (H, W, 3) uint8 and its label map (H, W) uint8.
 
     Raises:
-        ValueError: the picture is too small.
-        KeyError: a class name has no id.
+        UserError: see `check_request`.
     """
-    if min(height, width) < SMALLEST_SIDE:
-        raise ValueError(f"a scene needs at least {SMALLEST_SIDE} pixels on each side, not {width}x{height}")
+    check_request(height, width, class_ids)
     # Each part draws from a stream of its own, so changing one leaves the others as they were.
     plan, *streams = np.random.default_rng(seed).spawn(12)
     canvas, weather = Canvas(height, width), draw_weather(plan)
