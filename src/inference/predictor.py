@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from src.inference.folding import inference_copy
 from src.inference.whole import Band, predict_whole
 from src.photos import fit_within, read_photo
 
@@ -58,7 +59,7 @@ class Predictor:
     ) -> None:
         if network.training:
             raise ValueError("the network is in training mode: call network.eval() first")
-        self._network = network
+        self._network = inference_copy(network)
         self._limit = limit
         self._autocast = autocast
 

@@ -8,6 +8,7 @@ what ``torch.nn.functional.interpolate`` (bilinear, no corner alignment) would p
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -22,7 +23,9 @@ class SourceRows(NamedTuple):
     Attributes:
         start, stop: the range of source rows that the band needs.
         lower, upper: (n,) int64 indices into that range.
-        weight: (n,) float32 share of ``upper``, in [0, 1).
+        weight: (n,) float32 share of ``upper``, in [0, 1].
+        enlargement: how many times taller the result is than the source, if that is a whole number; else 0.
+        skip: rows of the enlarged range that lie above the band, for a whole enlargement.
     """
 
     start: int
@@ -30,6 +33,8 @@ class SourceRows(NamedTuple):
     lower: Tensor
     upper: Tensor
     weight: Tensor
+    enlargement: int
+    skip: int
 
 
 def bands(height: int, rows: int) -> Iterator[tuple[int, int]]:
@@ -49,9 +54,9 @@ def source_rows(
     upper = (lower + 1).clamp_(max=source_height - 1)
     weight = (position - lower).clamp_(0, 1)
     first, last = int(lower[0]), int(upper[-1])
-    return SourceRows(
-        first, last + 1, (lower - first).to(device), (upper - first).to(device), weight.to(device)
-    )
+    enlargement = height // source_height if height % source_height == 0 else 0
+    lower, upper, weight = (x.to(device) for x in (lower - first, upper - first, weight))
+    return SourceRows(first, last + 1, lower, upper, weight, enlargement, start - first * enlargement)
 
 
 def resize_band(source: Tensor, rows: SourceRows, width: int) -> Tensor:
@@ -64,8 +69,52 @@ def resize_band(source: Tensor, rows: SourceRows, width: int) -> Tensor:
     Returns:
         (B, C, n, W) in the memory format and dtype of ``source``.
     """
+    count = len(rows.lower)
+    if rows.enlargement:
+        height = source.shape[2] * rows.enlargement
+        return _interpolate(source, height, width)[:, :, rows.skip : rows.skip + count]
     weight = rows.weight.to(source.dtype)[:, None]
     band = torch.lerp(source[:, :, rows.lower], source[:, :, rows.upper], weight)
-    if source.shape[-1] == width:
-        return band
-    return F.interpolate(band, size=(band.shape[2], width), mode="bilinear", align_corners=False)
+    return _interpolate(band, count, width)
+
+
+def resized_rows(source: Tensor, start: int, stop: int, size: tuple[int, int]) -> Tensor:
+    """Rows start..stop of a whole map (B, C, h, w) resized to a size (H, W)."""
+    rows = source_rows(start, stop, size[0], source.shape[2], source.device)
+    return resize_band(source[:, :, rows.start : rows.stop], rows, size[1])
+
+
+class ResizedStream:
+    """Resizes a map that arrives in bands, from top to bottom.
+
+    Args:
+        height: rows of the source. size: of the result, (H, W).
+    """
+
+    def __init__(self, height: int, size: tuple[int, int], device: torch.device | str = "cpu") -> None:
+        rows = source_rows(0, size[0], size[0], height, device)
+        self._lower, self._upper = rows.lower + rows.start, rows.upper + rows.start
+        self._weight = rows.weight
+        self._needs, self._arrives = self._lower.tolist(), self._upper.tolist()
+        self._width, self._made, self._top = size[1], 0, 0
+        self._held: Tensor | None = None
+
+    def push(self, band: Tensor) -> Tensor:
+        """Take the next source rows (B, C, n, w); returns the result rows (B, C, m, W) that they complete."""
+        held = band if self._held is None else torch.cat((self._held, band), dim=2)
+        stop = bisect_left(self._arrives, self._top + held.shape[2], self._made)
+        made, lower, upper = slice(self._made, stop), self._lower, self._upper
+        weight = self._weight[made].to(band.dtype)[:, None]
+        rows = torch.lerp(held[:, :, lower[made] - self._top], held[:, :, upper[made] - self._top], weight)
+        needed = self._needs[stop] - self._top if stop < len(self._needs) else held.shape[2]
+        passed = min(needed, held.shape[2])
+        self._made, self._top, self._held = stop, self._top + passed, held[:, :, passed:].clone()
+        return _interpolate(rows, rows.shape[2], self._width)
+
+
+def _interpolate(x: Tensor, height: int, width: int) -> Tensor:
+    if height == 0:
+        return x.new_empty((*x.shape[:2], 0, width))
+    if x.shape[2:] == (height, width):
+        return x
+    return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)

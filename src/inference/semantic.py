@@ -64,9 +64,11 @@ def score_bands(
     height, width = size
     if band_bytes is None:
         band_bytes = BAND_BYTES if classes.device.type == "cpu" else _DEVICE_BAND_BYTES
+    held, top = None, 0
     for start, stop in bands(height, max(1, band_bytes // (4 * batch * queries * width))):
         rows = source_rows(start, stop, height, source_height, classes.device)
-        masks = resize_band(mask_rows(rows.start, rows.stop).float(), rows, width)
+        held, top = _continued(held, top, mask_rows, rows.start, rows.stop)
+        masks = resize_band(held.float(), rows, width)
         yield start, torch.einsum("bqk,bqhw->bkhw", classes, masks.sigmoid_())
 
 
@@ -89,3 +91,14 @@ def label_map(prediction: MaskPrediction, size: tuple[int, int]) -> Tensor:
     for top, band in scores:
         labels[:, top : top + band.shape[2]] = band.argmax(1)
     return labels
+
+
+def _continued(
+    held: Tensor | None, top: int, mask_rows: Callable[[int, int], Tensor], start: int, stop: int
+) -> tuple[Tensor, int]:
+    """Rows start..stop, of which those in ``held`` (from row ``top`` on) are not computed again."""
+    if held is None or top + held.shape[2] <= start:
+        return mask_rows(start, stop), start
+    known = held[:, :, start - top :]
+    fresh = start + known.shape[2]
+    return (torch.cat((known, mask_rows(fresh, stop)), dim=2) if fresh < stop else known), start

@@ -5,14 +5,16 @@ B batch (1 here), Q queries, K classes, D query width, H W result, h w mask feat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.inference.rows import resize_band, source_rows
+from src.inference.high_resolution import FusedMap, HighResolutionBranch, Rows
+from src.inference.rows import ResizedStream, resize_band, resized_rows, source_rows
 from src.inference.semantic import class_probabilities, score_bands
 
 
@@ -34,8 +36,8 @@ class DensePrediction:
     """A prediction whose maps are computed when they are asked for, a band of rows at a time.
 
     Args:
-        classes: (1, Q, K) class probabilities.
-        mask_rows: gives mask logits (1, Q, stop - start, w) of a range of rows of the mask features.
+        classes: (1, Q, K) class probabilities. embeddings: (1, Q, D) mask embeddings.
+        mask_features: gives the rows start..stop of the mask features, (1, D, n, w).
         height: h, rows of the mask features.
         edge_logits: (1, 1, h', w') or None.
     """
@@ -43,12 +45,16 @@ class DensePrediction:
     def __init__(
         self,
         classes: Tensor,
-        mask_rows: Callable[[int, int], Tensor],
+        embeddings: Tensor,
+        mask_features: Rows,
         height: int,
         edge_logits: Tensor | None,
     ) -> None:
-        self.classes = classes
-        self._mask_rows, self._height, self._edge_logits = mask_rows, height, edge_logits
+        self.classes, self.embeddings = classes, embeddings
+        self._mask_features, self._height, self._edge_logits = mask_features, height, edge_logits
+
+    def _mask_rows(self, start: int, stop: int) -> Tensor:
+        return F.conv2d(self._mask_features(start, stop), self.embeddings[0, :, :, None, None])
 
     @torch.inference_mode()
     def bands(self, size: tuple[int, int]) -> Iterator[Band]:
@@ -60,9 +66,7 @@ class DensePrediction:
     def _edges(self, start: int, stop: int, size: tuple[int, int]) -> Tensor | None:
         if self._edge_logits is None:
             return None
-        logits = self._edge_logits.float()
-        rows = source_rows(start, stop, size[0], logits.shape[2], logits.device)
-        return resize_band(logits[:, :, rows.start : rows.stop], rows, size[1])[0, 0].sigmoid()
+        return resized_rows(self._edge_logits.float(), start, stop, size)[0, 0].sigmoid()
 
     def label_map(self, size: tuple[int, int]) -> Tensor:
         """(H, W) uint8 class of the highest score."""
@@ -74,20 +78,68 @@ class DensePrediction:
 
 @torch.inference_mode()
 def predict_whole(network: Any, image: Tensor) -> DensePrediction:
-    """Run a network on one image.
+    """Run a network on one image, without whole maps at half the image's size where the network allows it.
 
     Args:
-        network: a segmenter in evaluation mode. image: (3, H, W) uint8 RGB on the network's device.
+        network: a segmenter in evaluation mode; it is not changed.
+        image: (3, H, W) uint8 RGB on the network's device.
     """
+    branch = HighResolutionBranch.of(network.pixel_decoder)
+    if branch is None:
+        return _predict_plainly(network, image)
+    features = network.backbone(network.normalise(image)[None])
+    s1, context, memories = network.pixel_decoder.global_branch(features)
+    del features
+    fused = fuse(network, branch, image, s1, context)
+    del s1
+    reduced = _reduced(branch, fused, [(x.shape[2], x.shape[3]) for x in memories])
+    class_logits, embeddings = network.transformer_decoder.decode(memories, reduced)[-1]
+    return DensePrediction(
+        class_probabilities(class_logits),
+        embeddings,
+        lambda start, stop: branch.mask_features(fused, start, stop),
+        fused.sampled.shape[2],
+        fused.edge_logits,
+    )
+
+
+def fuse(network: Any, branch: HighResolutionBranch, image: Tensor, s1: Tensor, context: Tensor) -> FusedMap:
+    """Run the high-resolution branch of an image (3, H, W) uint8 on S1 and the upsampled D2."""
+    size = (-(-image.shape[1] // 2), -(-image.shape[2] // 2))
+
+    def image_rows(start: int, stop: int) -> Tensor:
+        rows = source_rows(start, stop, size[0], image.shape[1], image.device)
+        return resize_band(network.normalise(image[:, rows.start : rows.stop])[None], rows, size[1])
+
+    return branch.fuse(image_rows, size, s1, context)
+
+
+def _reduced(branch: HighResolutionBranch, fused: FusedMap, sizes: list[tuple[int, int]]) -> list[Tensor]:
+    """Mask features (1, D, ., .) at the memories' sizes, by way of stride 4 as the decoder has it."""
+    height, width = fused.sampled.shape[2:]
+    device = fused.sampled.device
+    quarter = (-(-height // 2), -(-width // 2))
+    to_quarter = ResizedStream(height, quarter, device)
+    streams = [ResizedStream(quarter[0], size, device) for size in sizes]
+    parts: list[list[Tensor]] = [[] for _ in sizes]
+    for start, stop in branch.ranges(fused.sampled.shape[1] * 4, (height, width)):
+        coarse = to_quarter.push(branch.mask_features(fused, start, stop))
+        for stream, found in zip(streams, parts, strict=True):
+            found.append(stream.push(coarse))
+    return [torch.cat(found, dim=2) for found in parts]
+
+
+def _predict_plainly(network: Any, image: Tensor) -> DensePrediction:
     with _fast_masks(network.transformer_decoder):
         pixels = network.pixel_features(network.normalise(image)[None])
         last = network.transformer_decoder(pixels)[-1]
-
-    def mask_rows(start: int, stop: int) -> Tensor:
-        return last._replace(mask_features=last.mask_features[:, :, start:stop]).mask_logits
-
-    classes = class_probabilities(last.class_logits)
-    return DensePrediction(classes, mask_rows, last.mask_features.shape[2], pixels.edge_logits)
+    return DensePrediction(
+        class_probabilities(last.class_logits),
+        last.mask_embeddings,
+        lambda start, stop: last.mask_features[:, :, start:stop],
+        last.mask_features.shape[2],
+        pixels.edge_logits,
+    )
 
 
 @torch.inference_mode()

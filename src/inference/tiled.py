@@ -1,0 +1,244 @@
+"""Inference on photos larger than memory: the whole in small, and windows at full size.
+
+The network divides naturally. What a photo shows is decided by its global branch (strides 16 and 32, context
+transmission and the transformer decoder), which needs to see everything but no fine detail. Where things end is
+decided by its shallow features (strides 2 to 8), which are local. So
+
+1. the whole photo, reduced by a whole factor f, goes through the network once. It gives the queries (their classes
+   and mask embeddings), the global branch's map at stride 8, and the gates of squeeze-excitation, which
+   depend on means over the whole photo;
+2. windows of the photo at full size go through the encoder's first two stages, the scale and the detail and
+   fusion slots. The global map enters enlarged f times where the network has its own at full size;
+3. the windows' mask features are multiplied with the same embeddings everywhere, so a query means the same thing
+   in every window, and class scores are blended where windows overlap.
+
+With f = 1 and one window this is inference on the whole image. Memory depends on the reduced photo, the window and,
+weakly, on the photo's width, not on its height.
+
+K classes, d decoder width, H W photo, n rows of a band
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from src.inference.high_resolution import HighResolutionBranch, Rows
+from src.inference.large_photos import PhotoRows, reduced
+from src.inference.rows import resize_band, source_rows
+from src.inference.whole import Band, DensePrediction, fuse, predict_whole
+from src.models.backbone import Backbone
+from src.models.layers import crop_like
+from src.models.pixel_decoder.dual_branch import DualBranchPixelDecoder
+from src.tiling import Span, blend_weights, spread
+
+_STRIDE = 32  # of the encoder: windows start on its grid
+_SCALE_STRIDE = 8  # of the scale slot
+_EMITTED_ROWS = 128
+
+
+class Tiling(NamedTuple):
+    """Sizes of windows, in pixels; multiples of 32.
+
+    Attributes:
+        window: height and width of the largest window.
+        overlap: of neighbours, at most a third of the window.
+        margin: strip along inner sides whose scores are not used.
+    """
+
+    window: tuple[int, int] = (1024, 1536)
+    overlap: int = 192
+    margin: int = 64
+
+
+class _Overview(NamedTuple):
+    """What the windows take from the reduced photo.
+
+    Attributes:
+        factor: how many times smaller the reduced photo is.
+        context: (1, d, h, w) input of the scale slot, at stride 8 of the reduced photo.
+        gates: factors of S1 and S2, (1, d, 1, 1) each.
+        classes: (1, Q, K) class probabilities. embeddings: (1, Q, D).
+    """
+
+    factor: int
+    context: Tensor
+    gates: tuple[Tensor, Tensor]
+    classes: Tensor
+    embeddings: Tensor
+
+
+class TiledPredictor:
+    """Predicts photos of any size in windows.
+
+    Args:
+        network: a segmenter with MaSSFormer's pixel decoder, in evaluation mode.
+        tiling: sizes of the windows.
+        overview_pixels: the reduced photo has at most so many.
+
+    Raises:
+        ValueError: the network's pixel decoder cannot be divided.
+    """
+
+    def __init__(self, network: Any, tiling: Tiling, overview_pixels: int) -> None:
+        if not isinstance(network.pixel_decoder, DualBranchPixelDecoder):
+            raise ValueError(
+                f"{type(network.pixel_decoder).__name__} cannot be divided into windows; choose inference=whole, "
+                "with a limit if memory is short"
+            )
+        self._network, self._tiling, self._overview_pixels = network, tiling, overview_pixels
+        self._shallow = shallow_stages(network.backbone)
+        self._branch = HighResolutionBranch.of(network.pixel_decoder)
+
+    @torch.inference_mode()
+    def bands(self, photo: PhotoRows) -> Iterator[Band]:
+        """Scores at the photo's size, from top to bottom."""
+        overview = self._overview(photo)
+        height, width = photo.size
+        tiling = self._tiling
+        spans = spread(height, tiling.window[0], tiling.overlap, _STRIDE)
+        columns = spread(width, tiling.window[1], tiling.overlap, _STRIDE)
+        column_weights = blend_weights(columns, tiling.margin)
+        held: Tensor | None = None  # sums in the rows that the next windows share
+        for index, (span, weight) in enumerate(zip(spans, blend_weights(spans, tiling.margin), strict=True)):
+            pixels = photo.rows(*span)
+            sums = self._row_of_windows(pixels, span, columns, column_weights, overview)
+            sums *= weight.to(sums.device)[:, None]
+            if held is not None:
+                sums[:, : held.shape[1]] += held
+            stop = spans[index + 1].start if index + 1 < len(spans) else span.stop
+            done = stop - span.start
+            held = sums[:, done:].clone()
+            classes = overview.classes.shape[2]
+            for first in range(0, done, _EMITTED_ROWS):
+                part = sums[:, first : min(first + _EMITTED_ROWS, done)]
+                edges = part[classes] if len(part) > classes else None
+                yield Band(span.start + first, part[:classes], edges)
+
+    def _overview(self, photo: PhotoRows) -> _Overview:
+        """Run the network on the reduced photo and keep what the windows need."""
+        height, width = photo.size
+        factor = 1
+        while -(-height // factor) * -(-width // factor) > self._overview_pixels:
+            factor += 1
+        decoder = self._network.pixel_decoder
+        context: list[Tensor] = []
+        gates: list[Tensor] = []
+        handles = [decoder.scale.register_forward_pre_hook(lambda module, inputs: context.append(inputs[0]))]
+        handles += [
+            excitation.register_forward_pre_hook(
+                lambda module, inputs: gates.append(_gate(module, inputs[0]))
+            )
+            for excitation in decoder.excitations[:2]
+        ]
+        try:
+            prediction = predict_whole(self._network, self._tensor(reduced(photo, factor)))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return _Overview(factor, context[0], (gates[0], gates[1]), prediction.classes, prediction.embeddings)
+
+    def _tensor(self, pixels: NDArray[np.uint8]) -> Tensor:
+        device = self._network.pixel_mean.device
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).to(device)
+
+    def _row_of_windows(
+        self,
+        pixels: NDArray[np.uint8],
+        rows: Span,
+        columns: list[Span],
+        weights: list[Tensor],
+        overview: _Overview,
+    ) -> Tensor:
+        """Blended scores, and edges as last channel where there are some, of all windows with these rows."""
+        sums: Tensor | None = None
+        for span, weight in zip(columns, weights, strict=True):
+            image = self._tensor(pixels[:, span.start : span.stop])
+            scores = self._window(image, rows, span, overview)
+            if sums is None:
+                sums = scores.new_zeros((len(scores), rows.length, pixels.shape[1]))
+            sums[:, :, span.start : span.stop] += scores * weight.to(scores.device)
+        assert sums is not None
+        return sums
+
+    def _window(self, image: Tensor, rows: Span, columns: Span, overview: _Overview) -> Tensor:
+        """(K or K + 1, n, w) scores, and edge probabilities if there are some, of one window."""
+        network, decoder = self._network, self._network.pixel_decoder
+        size = (image.shape[1], image.shape[2])
+        features = self._shallow(network.normalise(image)[None])
+        s1, s2 = (
+            (1 + gate) * lateral(feature)
+            for gate, lateral, feature in zip(overview.gates, decoder.laterals, features, strict=False)
+        )
+        top, left = rows.start // _SCALE_STRIDE, columns.start // _SCALE_STRIDE
+        below, right = top + s2.shape[2], left + s2.shape[3]
+        enlarged = _enlarged_window(overview.context, overview.factor, Span(top, below), Span(left, right))
+        context = crop_like(decoder.scale(enlarged, s2)[1], s1)
+        prediction = DensePrediction(
+            overview.classes, overview.embeddings, *self._mask_features(image, s1, context)
+        )
+        bands = [
+            band.scores if band.edges is None else torch.cat((band.scores, band.edges[None]))
+            for band in prediction.bands(size)
+        ]
+        return torch.cat(bands, dim=1)
+
+    def _mask_features(self, image: Tensor, s1: Tensor, context: Tensor) -> tuple[Rows, int, Tensor | None]:
+        """Mask features of a window by rows, how many rows there are, and edge logits."""
+        branch, decoder = self._branch, self._network.pixel_decoder
+        if branch is not None:
+            fused = fuse(self._network, branch, image, s1, context)
+            rows = partial(branch.mask_features, fused)
+            return rows, fused.sampled.shape[2], fused.edge_logits
+        detail = decoder.detail(s1, self._network.normalise(image)[None])
+        d1, edge_logits = decoder.fusion(detail, context)
+        features = decoder.mask_output(d1)
+        return lambda start, stop: features[:, :, start:stop], features.shape[2], edge_logits
+
+
+def _gate(excitation: Any, x: Tensor) -> Tensor:
+    """The factor (1, d, 1, 1) that squeeze-excitation adds to 1."""
+    pooled = x.mean((-2, -1), keepdim=True)
+    gate = excitation.expand(F.relu(excitation.norm(excitation.reduce(pooled))))
+    return gate.sigmoid().sigmoid()
+
+
+def _enlarged_window(x: Tensor, factor: int, rows: Span, columns: Span) -> Tensor:
+    """A window of a map enlarged by a whole factor, without the rest of it."""
+    height, width = factor * x.shape[2], factor * x.shape[3]
+    vertical = source_rows(*rows, height, x.shape[2])
+    horizontal = source_rows(*columns, width, x.shape[3])
+    part = x[:, :, vertical.start : vertical.stop, horizontal.start : horizontal.stop]
+    band = resize_band(part, vertical, factor * part.shape[3])
+    return band[..., horizontal.skip : horizontal.skip + columns.length]
+
+
+def shallow_stages(backbone: Backbone) -> nn.Module:
+    """An encoder like the given one, of which only the maps at strides 4 and 8 count.
+
+    The stages after them are left out where the encoder runs its stages one after the other.
+    """
+    shallow = copy.copy(backbone)
+    shallow._modules = dict(backbone._modules)
+    encoder = shallow.encoder = copy.deepcopy(backbone.encoder)
+    path, _, last = encoder.feature_info.module_name()[-3].rpartition(".")
+    siblings = encoder.get_submodule(path)
+    names = [name for name, _ in siblings.named_children()]
+    if last not in names:
+        return backbone
+    for name in names[names.index(last) + 1 :]:
+        setattr(siblings, name, nn.Identity())
+    probe = torch.zeros(1, 3, _STRIDE * 2, _STRIDE * 2, device=next(backbone.parameters()).device)
+    try:
+        same = [torch.equal(a, b) for a, b in zip(shallow(probe)[:2], backbone(probe)[:2], strict=True)]
+    except (RuntimeError, ValueError, TypeError):
+        return backbone  # stages that need each other
+    return shallow if all(same) else backbone
