@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from src.checkpoints.architecture import mask2former_overrides, massformer_overrides
+from src.checkpoints.mask2former_hf import from_hugging_face, to_hugging_face
 from src.checkpoints.names import translate
-from src.checkpoints.released_massformer import RELEASED_MASSFORMER, massformer_overrides
+from src.checkpoints.released_massformer import RELEASED_MASSFORMER
 
 State = Mapping[str, Tensor]
 
@@ -37,5 +39,11 @@ FORMATS: dict[str, Format] = {
         partial(translate, table=RELEASED_MASSFORMER),
         partial(translate, table=RELEASED_MASSFORMER, reverse=True),
         massformer_overrides,
+    ),
+    "mask2former-hf": Format(
+        "Mask2Former of Hugging Face transformers (model.safetensors), with ResNet or Swin",
+        from_hugging_face,
+        to_hugging_face,
+        mask2former_overrides,
     ),
 }

@@ -139,7 +139,7 @@ _DERIVED = re.compile(
     rf"|{re.escape(_ENCODER)}(swin\.)?layernorm\..*"  # the classifier's norm, which no feature map passes
 )
 _PACKED = re.compile(r"(.*\.(?:self_attention\.projection|attn\.qkv)\.)(weight|bias)")
-_APART = re.compile(r"(.*\.(?:self_attention\.projection|attn\.qkv)\.)query\.(weight|bias)")
+_APART = re.compile(r"(.*\.(?:self_attention\.projection|attn\.qkv)\.)(?:query|key|value)\.(weight|bias)")
 
 
 def from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -152,12 +152,12 @@ def from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     kept = {name: tensor for name, tensor in state.items() if not _DERIVED.fullmatch(name)}
     renamed = translate(kept, MASK2FORMER_HF)
-    for name in [name for name in renamed if _APART.fullmatch(name)]:
-        prefix, kind = _APART.fullmatch(name).groups()  # type: ignore[union-attr]
+    found = [_APART.fullmatch(name) for name in renamed]
+    for prefix, kind in sorted({(match[1], match[2]) for match in found if match}):
         parts = [f"{prefix}{part}{kind}" for part in _PARTS]
         absent = [part for part in parts if part not in renamed]
         if absent:
-            raise NameTableError(f"{name} is there, but not {' and '.join(absent)}")
+            raise NameTableError(f"a projection is incomplete: there is no {' and no '.join(absent)}")
         renamed[prefix + kind] = torch.cat([renamed.pop(part) for part in parts])
     return renamed
 

@@ -81,22 +81,6 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], sour
         raise NameTableError(f"{source} does not fit this network. " + ". ".join(problems))
 
 
-def shape_of(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    """Shape of a tensor that tells something about the architecture.
-
-    Raises:
-        NameTableError: the tensor is missing.
-    """
-    if name not in state:
-        raise NameTableError(f"{name} is missing, so the architecture cannot be told")
-    return tuple(state[name].shape)
-
-
-def count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many different numbers follow ``prefix``, which ends in a dot."""
-    return len({name[len(prefix) :].split(".", 1)[0] for name in state if name.startswith(prefix)})
-
-
 def _listing(names: Sequence[str], most: int = 4) -> str:
     shown = "; ".join(names[:most])
     return shown if len(names) <= most else f"{shown}; ... ({len(names) - most} more)"

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
-from src.checkpoints.names import NameTableError, count_blocks, shape_of
-
 _PIXEL = "decode_head.pixel_decoder.pixel_decoder."
 _LAYER = "decode_head.transformer_decoder.layers.{i}."
 
@@ -87,59 +81,3 @@ RELEASED_MASSFORMER: list[tuple[str, str]] = [
     ("transformer_decoder.mask_head.{i}.", "decode_head.mask_embed.{i}."),
 ]
 """(ours, theirs) prefixes; every tensor of a released checkpoint fits exactly one."""
-
-# blocks per stage, kind of block, channels of a bottleneck's first convolution -> timm's ResNet
-_RESNETS: dict[tuple[tuple[int, ...], str, int], str] = {
-    ((2, 2, 2, 2), "basic", 64): "resnet18.tv_in1k",
-    ((3, 4, 6, 3), "basic", 64): "resnet34.tv_in1k",
-    ((3, 4, 6, 3), "bottleneck", 64): "resnet50.tv_in1k",
-    ((3, 4, 23, 3), "bottleneck", 64): "resnet101.tv_in1k",
-    ((3, 8, 36, 3), "bottleneck", 64): "resnet152.tv_in1k",
-    ((3, 4, 6, 3), "bottleneck", 128): "wide_resnet50_2.tv_in1k",
-    ((3, 4, 23, 3), "bottleneck", 128): "wide_resnet101_2.tv_in1k",
-}
-
-
-def massformer_overrides(state: Mapping[str, Tensor]) -> list[str]:
-    """The configuration of a MaSSFormer, deduced from the shapes of its tensors.
-
-    Number of heads and activations leave no trace in shapes; they are the released ones.
-
-    Args:
-        state: tensors under this project's names.
-
-    Returns:
-        Overrides of ``train.yaml``; the number of classes is left out.
-
-    Raises:
-        NameTableError: a tensor that decides is missing, or the backbone is no known ResNet.
-    """
-    width, _ = shape_of(state, "pixel_decoder.global_context.conv.weight")[:2]
-    num_queries, query_width = shape_of(state, "transformer_decoder.query_features.weight")
-    num_layers = count_blocks(state, "transformer_decoder.layers.")
-    return [
-        "experiment=massformer",
-        "recipe=paper",
-        f"model.backbone.name={_resnet_name(state)}",
-        f"model.size.width={width}",
-        f"model.size.query_width={query_width}",
-        f"model.size.feedforward={shape_of(state, 'transformer_decoder.layers.0.expand.weight')[0]}",
-        f"model.size.num_queries={num_queries}",
-        f"model.size.num_layers={num_layers}",
-        "+model.pixel_decoder.context.feedforward="
-        f"{shape_of(state, 'pixel_decoder.context.cross_block.expand.weight')[0]}",
-    ]
-
-
-def _resnet_name(state: Mapping[str, Tensor]) -> str:
-    stages = [f"backbone.encoder.layer{i}." for i in (1, 2, 3, 4)]
-    blocks = tuple(count_blocks(state, stage) for stage in stages)
-    kind = "bottleneck" if f"{stages[0]}0.conv3.weight" in state else "basic"
-    channels = shape_of(state, f"{stages[0]}0.conv1.weight")[0]
-    try:
-        return _RESNETS[blocks, kind, channels]
-    except KeyError:
-        raise NameTableError(
-            f"the backbone is no ResNet known here: stages of {list(blocks)} {kind} blocks, {channels} channels "
-            "in the first"
-        ) from None

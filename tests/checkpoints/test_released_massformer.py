@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from src.checkpoints import load
+from src.checkpoints.architecture import massformer_overrides
 from src.checkpoints.names import NameTableError, check_fits, translate
-from src.checkpoints.released_massformer import RELEASED_MASSFORMER, massformer_overrides
+from src.checkpoints.released_massformer import RELEASED_MASSFORMER
 from src.data.targets import boundary_map
 from src.inference import semantic_scores
 from src.losses.criterion import SetCriterion
