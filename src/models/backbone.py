@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import timm
@@ -75,10 +76,7 @@ class Backbone(nn.Module):
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
     if not timm.is_model(name):
-        close = (
-            ", ".join(timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:6])
-            or "see timm.list_models()"
-        )
+        close = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=6)) or "see timm.list_models()"
         raise UserError(f"timm has no model {name!r} (model.backbone.name). Similar names: {close}")
     indices = _pyramid_indices(name, options)
     try:

@@ -24,8 +24,8 @@ Costs = dict[str, Counter[str]]
 UNCOUNTED_BY_PAPER = ("deformable", "sampling", "masked_scores")
 """Kinds that the paper's figures leave out, see ``count_macs``."""
 
-OTHER = "other"
-"""The part of everything that happens in no named module."""
+OTHER = ""
+"""Key of ``parts`` for everything that happens in no named module."""
 
 
 def count_macs(network: nn.Module, height: int, width: int, parts: Mapping[str, str] | None = None) -> Costs:
@@ -51,7 +51,8 @@ def count_macs(network: nn.Module, height: int, width: int, parts: Mapping[str, 
         network: in evaluation mode, with all tensors on the ``meta`` device.
         height, width: of the image, pixels.
         parts: names of submodules (as in ``named_modules``; ``*`` stands for any number) and the name of the
-            part that they belong to. Modules inside others belong to the innermost named one.
+            part that they belong to; ``OTHER`` names what happens in none of them. Modules inside others belong
+            to the innermost named one.
 
     Raises:
         ValueError: the network is in training mode or holds memory.
@@ -60,10 +61,11 @@ def count_macs(network: nn.Module, height: int, width: int, parts: Mapping[str, 
         raise ValueError(
             "count_macs needs a network in evaluation mode, built under `with torch.device('meta')`"
         )
-    counter = _Counter()
+    parts = parts or {}
+    counter = _Counter(parts.get(OTHER, "other"))
     handles = []
-    for name, module in network.named_modules():
-        part = (parts or {}).get(".".join("*" if piece.isdigit() else piece for piece in name.split(".")))
+    for name, module in list(network.named_modules())[1:]:
+        part = parts.get(".".join("*" if piece.isdigit() else piece for piece in name.split(".")))
         if part is not None:
             handles += counter.watch(module, part)
     try:
@@ -83,10 +85,10 @@ def total(costs: Costs, leaving_out: tuple[str, ...] = ()) -> int:
 class _Counter(TorchDispatchMode):
     """Adds up the operators that reach the dispatcher."""
 
-    def __init__(self) -> None:
+    def __init__(self, part: str) -> None:
         super().__init__()
         self.costs: Costs = {}
-        self._parts = [OTHER]
+        self._parts = [part]
         self._paused = False
 
     def add(self, kind: str, count: int) -> None:
