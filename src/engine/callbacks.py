@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -109,9 +110,15 @@ class PredictionPanels(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if trainer.is_global_zero and batch_idx < self.images:
+            label = batch.label.cpu().numpy()
+            image = batch.image.permute(1, 2, 0).cpu().numpy()
+            if (
+                image.shape[:2] != label.shape
+            ):  # photos beyond the evaluation limit are reduced, labels are not
+                image = cv2.resize(image, label.shape[::-1]).astype(np.uint8, copy=False)
             self._panels[batch.name] = panel(
-                batch.image.permute(1, 2, 0).cpu().numpy(),
-                batch.label.cpu().numpy(),
+                image,
+                label,
                 outputs.to(torch.uint8).cpu().numpy(),
                 self.colours,
                 self.names,

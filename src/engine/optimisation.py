@@ -36,7 +36,8 @@ class Optimisation:
 
     def optimiser(self, network: nn.Module) -> torch.optim.AdamW:
         """AdamW over the trainable parameters of a network that has a ``backbone``."""
-        return torch.optim.AdamW(parameter_groups(network, self), lr=self.lr, weight_decay=self.weight_decay)
+        groups = parameter_groups(network, self)
+        return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay, fused=True)
 
     def schedule(self, steps: int) -> Callable[[int], float]:
         """Factor of the learning rate at every step of ``steps``."""

@@ -176,12 +176,14 @@ class SetCriterion(nn.Module):
         # Only the matched masks are multiplied out: T of them per image instead of Q.
         logits = torch.cat(
             [
-                torch.einsum("td,dhw->thw", layer.mask_embeddings[b, queries], layer.mask_features[b])
-                for b, (queries, _) in enumerate(assignment)
+                torch.einsum("td,dhw->thw", embeddings[queries], features)
+                # unbind's gradient is a stack; indexing's would be one map of zeros per image
+                for embeddings, features, (queries, _) in zip(
+                    layer.mask_embeddings.unbind(), layer.mask_features.unbind(), assignment, strict=True
+                )
             ]
         )
-        masks = torch.cat([images[b].masks[chosen] for b, (_, chosen) in enumerate(assignment)])
-        if len(masks) == 0:  # keeps every parameter in the graph, as distributed training needs
+        if len(logits) == 0:  # keeps every parameter in the graph, as distributed training needs
             zero = logits.sum() + layer.mask_embeddings.sum() * 0 + layer.mask_features.sum() * 0
             return {f"{name}loss_mask": zero, f"{name}loss_dice": zero}
         weight_maps = [
@@ -190,8 +192,7 @@ class SetCriterion(nn.Module):
             if image.weight_map is not None
         ]
         coordinates, weights = self.points(logits.detach(), torch.cat(weight_maps) if weight_maps else None)
-        with torch.no_grad():
-            point_masks = sample_points(masks[:, None], coordinates)[:, 0]
+        point_masks = _target_values(images, assignment, coordinates)
         point_logits = sample_points(logits[:, None], coordinates)[:, 0]
         return {
             f"{name}loss_mask": self.mask_weight * mask_loss(point_logits, point_masks, weights, num_masks),
@@ -215,6 +216,28 @@ class SetCriterion(nn.Module):
             terms[f"{name}loss_class"] = self.class_weight * total / max(count, 1)
             terms |= self._mask_terms(name, layer, images, assignment, num_masks)
         return terms
+
+
+@torch.no_grad()
+def _target_values(
+    images: Sequence[ImageTargets], assignment: Sequence[Assignment], coordinates: Tensor
+) -> Tensor:
+    """Values (T, N) of all assigned targets at their points (T, N, 2).
+
+    Within an image every assigned target is assigned equally often: once by matching, once for each group by
+    piloting. A shared target is read once for all its points instead of being copied for every query.
+    """
+    values = torch.empty_like(coordinates[..., 0])
+    start = 0
+    for image, (_, chosen) in zip(images, assignment, strict=True):
+        stop = start + len(chosen)
+        shared = max(1, len(chosen) // max(1, len(image.labels)))
+        order = chosen.argsort(stable=True)
+        points = coordinates[start:stop][order].unflatten(0, (-1, shared)).flatten(1, 2)  # (., shared N, 2)
+        sampled = sample_points(image.masks[chosen[order][::shared], None], points)[:, 0]
+        values[start:stop][order] = sampled.unflatten(1, (shared, -1)).flatten(0, 1)
+        start = stop
+    return values
 
 
 def _fixed_assignment(pilots: PilotedQueries, b: int) -> Assignment:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Any, Self
 
 import timm
 import torch
@@ -24,6 +24,8 @@ class Backbone(nn.Module):
         weights: ``timm`` downloads timm's pretrained weights, ``package`` takes those that a Python package
             ships (EfficientNet-Lite0 only), ``none`` starts from random values.
         mean, std: normalisation of RGB in 0..1 that the weights expect, per channel.
+        freeze_norm_statistics: normalise with the statistics that came with the weights, and never update them:
+            those of two crops are too noisy to train with.
         freeze_norm_affine: keep scale and shift of BatchNorm layers fixed while their statistics follow the
             data, as in the released training configuration.
         pad_to: zero-pad the input at the bottom and right to a multiple of this and crop the feature maps to
@@ -46,6 +48,7 @@ class Backbone(nn.Module):
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         freeze_norm_affine: bool = False,
+        freeze_norm_statistics: bool = False,
         pad_to: int = 1,
         **options: Any,
     ) -> None:
@@ -58,11 +61,20 @@ class Backbone(nn.Module):
         self._channels_last = "NHWC" in str(getattr(self.encoder, "output_fmt", ""))  # Swin computes in it
         if weights == "package":
             load_packaged_weights(self.encoder, name)
+        self._norms = [m for m in self.encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._freeze_norm_statistics = freeze_norm_statistics
         if freeze_norm_affine:
-            for module in self.encoder.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    for parameter in module.parameters(recurse=False):
-                        parameter.requires_grad_(False)
+            for norm in self._norms:
+                for parameter in norm.parameters(recurse=False):
+                    parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, except for norms whose statistics are frozen."""
+        super().train(mode)
+        if self._freeze_norm_statistics:
+            for norm in self._norms:
+                norm.eval()
+        return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised (B, 3, H, W) -> F1..F4, each (B, C_i, ceil(H / stride), ceil(W / stride))."""
