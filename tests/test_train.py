@@ -251,6 +251,11 @@ def test_two_processes_train_together(scenes: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "ddp" / "scores.json").read_text())["images"] == 3
 
 
+def test_training_in_mixed_precision_stays_finite(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    train(configure("trainer.precision=bf16-mixed", "activation_checkpointing=true", steps=3))
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_recomputed_activations_change_neither_gradients_nor_statistics(
     configure: Callable[..., DictConfig],
 ) -> None:

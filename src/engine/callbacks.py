@@ -12,9 +12,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import move_data_to_device
+from numpy.typing import NDArray
 
+from src.metrics.complexity import mean_complexity
 from src.metrics.suite import ImageScores, SegmentationMetrics
-from src.pictures import panel, write_image
+from src.pictures import index_png, panel, write_image
 from src.structures import CropBatch, LabelledImage
 
 
@@ -61,10 +64,22 @@ class Throughput(Callback):
 
 
 class PerImageScores(Callback):
-    """Keeps the scores of every image that this process evaluates, by name."""
+    """Keeps the measurements of every evaluated image by name, those of other processes too when they end.
 
-    def __init__(self) -> None:
+    Args:
+        predictions: folder for the label maps, ``<name>.png`` with class ids; None writes none.
+        colours: (K, 3) RGB, palette of these files.
+
+    Attributes:
+        scores: measurements behind IoU, BIoU and BF1.
+        complexity: mean IPQ over the labelled classes.
+    """
+
+    def __init__(self, predictions: Path | None, colours: NDArray[np.uint8]) -> None:
+        self.predictions = predictions
+        self.colours = colours
         self.scores: dict[str, ImageScores] = {}
+        self.complexity: dict[str, float] = {}
 
     def on_validation_batch_end(
         self,
@@ -77,11 +92,32 @@ class PerImageScores(Callback):
     ) -> None:
         metrics = pl_module.scores
         assert isinstance(metrics, SegmentationMetrics)
-        if metrics.latest is not None:
-            self.scores[batch.name] = metrics.latest
+        assert metrics.latest is not None
+        self.scores[batch.name] = metrics.latest
+        self.complexity[batch.name] = mean_complexity(batch.label.cpu().numpy(), metrics.num_classes)
+        if self.predictions is not None:
+            index_png(
+                self.predictions / f"{batch.name}.png", outputs.to(torch.uint8).cpu().numpy(), self.colours
+            )
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size == 1:
+            return
+        ours = {
+            name: (move_data_to_device(scores, "cpu"), self.complexity[name])
+            for name, scores in self.scores.items()
+        }
+        gathered: list[dict[str, tuple[ImageScores, float]] | None] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(gathered, ours)
+        for share in gathered:
+            for name, (scores, complexity) in (share or {}).items():
+                self.scores[name], self.complexity[name] = scores, complexity
 
     def on_test_batch_end(self, *arguments: Any, **named: Any) -> None:
         self.on_validation_batch_end(*arguments, **named)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_validation_epoch_end(trainer, pl_module)
 
 
 class PredictionPanels(Callback):

@@ -119,7 +119,7 @@ class SegmentationModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         assert self.optimisation is not None, "this module was made for evaluation only"
-        optimiser = self.optimisation.optimiser(self.network)
+        optimiser = self.optimisation.optimiser(self.network, fused="mixed" not in self.trainer.precision)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self.optimisation.schedule(steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

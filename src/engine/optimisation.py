@@ -34,10 +34,13 @@ class Optimisation:
     warmup_steps: int
     clip_norm: float | None = None
 
-    def optimiser(self, network: nn.Module) -> torch.optim.AdamW:
-        """AdamW over the trainable parameters of a network that has a ``backbone``."""
+    def optimiser(self, network: nn.Module, *, fused: bool = False) -> torch.optim.AdamW:
+        """AdamW over the trainable parameters of a network that has a ``backbone``.
+
+        ``fused`` updates all parameters at once; Lightning cannot clip gradients for it in mixed precision.
+        """
         groups = parameter_groups(network, self)
-        return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay, fused=True)
+        return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay, fused=fused)
 
     def schedule(self, steps: int) -> Callable[[int], float]:
         """Factor of the learning rate at every step of ``steps``."""
