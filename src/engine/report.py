@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
-from src.metrics.table import class_table, render, write_csv, write_json
+from src.metrics.table import class_table, render, without_curve, write_csv, write_json
 
 
 def print_results(
@@ -26,7 +26,7 @@ def print_results(
     """
     console = Console(soft_wrap=True, highlight=False)
     table = class_table(scores, class_names)
-    console.print(render(table, "validation, at the end of training"))
+    console.print(render(without_curve(table), "validation, at the end of training"))
     write_csv(folder / "scores.csv", table)
     write_json(folder / "scores.json", table, split="val", images=int(scores["images"]))
     if untrained is not None:

@@ -69,6 +69,13 @@ def image_table(images: Mapping[str, ImageScores], class_names: Sequence[str]) -
     return ScoreTable("image", tuple(columns), tuple(rows))
 
 
+def without_curve(table: ScoreTable) -> ScoreTable:
+    """The table without BF1 at the distances of the curve, which is too wide for a terminal."""
+    kept = [i for i, column in enumerate(table.columns) if "@" not in column]
+    rows = tuple((name, tuple(scores[i] for i in kept)) for name, scores in table.rows)
+    return ScoreTable(table.corner, tuple(table.columns[i] for i in kept), rows)
+
+
 def render(table: ScoreTable, title: str) -> Table:
     """The table for a rich console: IoU and BIoU in percent, BF1 as a fraction, as the paper prints them."""
     rendered = Table(table.corner, title=title, title_justify="left")
