@@ -21,7 +21,7 @@ from src.models.deformable import deformable_backend
 Costs = dict[str, Counter[str]]
 """Part of the network -> kind of operation -> multiply-accumulates."""
 
-UNCOUNTED_BY_PAPER = ("deformable", "sampling", "masked_scores")
+UNCOUNTED_BY_PAPER = ("deformable", "deformable_samples", "masked_scores")
 """Kinds that the paper's figures leave out, see ``count_macs``."""
 
 OTHER = ""
@@ -33,18 +33,19 @@ def count_macs(network: nn.Module, height: int, width: int, parts: Mapping[str, 
 
     The kinds are
 
-    ``convolution``    convolutions, transposed ones too
-    ``linear``         linear layers, einsum and matrix products outside of attention
-    ``attention``      scores times values, and query times key where nothing is masked by a bool mask
-    ``masked_scores``  query times key of masked attention
-    ``deformable``     products with the weights of deformable convolutions
-    ``sampling``       bilinear samples of deformable convolutions and of deformable attention, 4 per value
-    ``norm``           2 per value of BatchNorm, 5 of LayerNorm and GroupNorm
-    ``resize``         bilinear resizing, 4 per value
+    ``convolution``         convolutions, transposed ones too
+    ``linear``              linear layers, einsum and matrix products outside of attention
+    ``attention``           scores times values, and query times key where nothing is masked by a bool mask
+    ``masked_scores``       query times key of masked attention
+    ``deformable``          products with the weights of deformable convolutions
+    ``deformable_samples``  bilinear samples of deformable convolutions, 4 per value
+    ``sampling``            bilinear samples of deformable attention, 4 per value
+    ``norm``                2 per value of BatchNorm, 5 of LayerNorm and GroupNorm
+    ``resize``              bilinear resizing, 4 per value
 
     Activations, softmax, sums and pooling are not counted. The figures of "MaSS13K: A Matting-level Semantic
     Segmentation Benchmark" (CVPR 2025) come from counting the operators of a traced network, with a tool that
-    does not know deformable convolution, sampling, and the operator of masked scores: without
+    knows neither deformable convolution nor the operator that computes masked scores: without
     ``UNCOUNTED_BY_PAPER`` the kinds add up to what that tool counts.
 
     Args:
@@ -150,7 +151,8 @@ def _convolution(args: tuple[Any, ...], out: Tensor) -> dict[str, int]:
 def _deformable(args: tuple[Any, ...], out: Tensor) -> dict[str, int]:
     x, weight = args[:2]
     taps, positions = weight[0, 0].numel(), out.shape[0] * out[0, 0].numel()
-    return {"deformable": out.numel() * weight[0].numel(), "sampling": 4 * positions * taps * x.shape[1]}
+    samples = positions * taps * x.shape[1]
+    return {"deformable": out.numel() * weight[0].numel(), "deformable_samples": 4 * samples}
 
 
 def _per_value(kind: str, factor: int) -> Callable[[tuple[Any, ...], Any], dict[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -135,6 +136,13 @@ class MultiheadAttention(nn.Module):
         )
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.output(attended.transpose(1, 2).flatten(2))
+
+
+def single_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast off, for steps that half precision would spoil; also on devices without autocast (``meta``)."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.layers import resize
+from src.models.layers import resize, single_precision
 from src.models.position import sine_position
 from src.structures import PixelFeatures
 
@@ -33,7 +33,8 @@ def sample_levels(
 ) -> Tensor:
     """Weighted sum of bilinear samples of all levels; zero outside of a map.
 
-    Computed in float32 and returned in the dtype of ``values``: positions in half precision would be off by pixels.
+    Computed in float32 or better and returned in the dtype of ``values``: positions in half precision would be
+    off by pixels.
 
     Args:
         values: (B, S, M, E), the levels one after the other. sizes: (height, width) of every level.
@@ -44,9 +45,10 @@ def sample_levels(
     Returns:
         (B, S, M * E).
     """
-    arguments = values.float(), sizes, centres.float(), offsets.float(), weights.float()
+    work = torch.promote_types(values.dtype, torch.float32)
+    arguments = values.to(work), sizes, centres.to(work), offsets.to(work), weights.to(work)
     exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
-    with torch.autocast(values.device.type, enabled=False):
+    with single_precision(values.device):
         sample = _sample_bags if values.device.type == "cpu" and not exporting else _sample_grids
         return sample(*arguments).to(values.dtype)
 
@@ -173,8 +175,8 @@ class DeformableAttention(nn.Module):
         weights = (
             self.weights(queries).unflatten(2, (self.num_heads, -1)).softmax(-1).unflatten(3, points[1:])
         )
-        with torch.autocast(tokens.device.type, enabled=False):  # half precision would round the pixel
-            offsets = self.offsets(queries.float()).unflatten(2, (*points, 2))
+        with single_precision(tokens.device):  # half precision would round the pixel
+            offsets = self.offsets(queries.to(self.offsets.weight.dtype)).unflatten(2, (*points, 2))
         values = self.value(tokens).unflatten(2, (self.num_heads, -1))
         return self.output(sample_levels(values, sizes, centres, offsets, weights))
 
