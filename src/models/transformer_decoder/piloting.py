@@ -90,5 +90,5 @@ def _classes_and_masks(label: Tensor) -> tuple[Tensor, Tensor]:
     """Classes (t,) of a (H, W) label map, ascending, and the stride-4 cells (t, h, w) that each one touches."""
     present = label.unique()
     present = present[present != IGNORE]
-    masks = (label == present[:, None, None]).float()
-    return present.long(), F.max_pool2d(masks, _STRIDE, ceil_mode=True).bool()
+    masks = (label == present[:, None, None, None]).float()  # (t, 1, H, W)
+    return present.long(), F.max_pool2d(masks, _STRIDE, ceil_mode=True)[:, 0].bool()
