@@ -63,7 +63,7 @@ def read_photo(path: Path | str) -> NDArray[np.uint8]:
             pixels = _decode_with_pillow(path, photo)
         else:
             pixels = _decode_jpeg(path, data)
-    return np.ascontiguousarray(_upright(pixels, orientation))
+    return np.ascontiguousarray(upright(pixels, orientation))
 
 
 def photo_size(path: Path | str) -> tuple[int, int]:
@@ -78,6 +78,14 @@ def photo_size(path: Path | str) -> tuple[int, int]:
     with path.open("rb") as file, _open(path, file) as photo:
         width, height = photo.size
         return (width, height) if _orientation(path, photo) >= 5 else (height, width)
+
+
+def photo_orientation(path: Path | str) -> int:
+    """EXIF orientation of a photo, 1 to 8; 1 when absent or out of range. Errors as ``photo_size``."""
+    path = Path(path)
+    _refuse_empty(path)
+    with path.open("rb") as file, _open(path, file) as photo:
+        return _orientation(path, photo)
 
 
 def read_label(path: Path | str) -> NDArray[np.uint8]:
@@ -211,7 +219,7 @@ def _orientation(path: Path, photo: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Apply an EXIF orientation; 5 to 8 exchange height and width."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
 import torch
 from omegaconf import DictConfig
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -21,6 +22,7 @@ from src.config import CONFIG_DIR, to_plain
 from src.errors import UserError, explained
 from src.inference.outputs import KINDS, OutputPlan, PhotoFiles
 from src.inference.predictor import Predictor
+from src.inference.tiled import Tiling
 from src.photos import PHOTO_SUFFIXES, PhotoError, photo_size
 
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -72,7 +74,7 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     failures: dict[Path, str] = {}
     if todo:
         network = load_network(checkpoint).to(device)
-        predictor = Predictor(network, **config["inference"], autocast=_PRECISIONS[precision])
+        predictor = _predictor(network, config["inference"], _PRECISIONS[precision])
         failures = _predict_all(todo, plan, predictor, console)
     for photo, reason in failures.items():
         console.print(f"failed: {reason if str(photo) in reason else f'{photo}: {reason}'}")
@@ -100,8 +102,12 @@ def _predict_all(
             if job.photo in failures:
                 continue
             progress.update(task, description=job.photo.name)
+
+            def on_progress(share: float, before: int = completed, size: int = pixels[job.photo]) -> None:
+                progress.update(task, completed=before + share * size)
+
             try:
-                _predict_one(job, plan, predictor)
+                _predict_one(job, plan, predictor, on_progress)
             except (PhotoError, OSError) as error:
                 failures[job.photo] = str(error)
             completed += pixels[job.photo]
@@ -109,11 +115,15 @@ def _predict_all(
     return failures
 
 
-def _predict_one(job: Job, plan: OutputPlan, predictor: Predictor) -> None:
-    pixels = predictor.read(job.photo)
-    with PhotoFiles(plan, job.files, (pixels.shape[0], pixels.shape[1])) as files:
-        for band in predictor.bands(pixels):
-            files.write(band, pixels[band.top : band.top + band.scores.shape[1]])
+def _predict_one(
+    job: Job, plan: OutputPlan, predictor: Predictor, on_progress: Callable[[float], None]
+) -> None:
+    photo = predictor.open(job.photo)
+    with PhotoFiles(plan, job.files, photo.size) as files:
+        for band in predictor.bands(photo):
+            below = band.top + band.scores.shape[1]
+            files.write(band, photo.rows(band.top, below))
+            on_progress(below / photo.size[0])
 
 
 def find_photos(source: Path) -> list[Path]:
@@ -180,6 +190,22 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"output={folder} cannot be written: {error.strerror}") from error
+
+
+def _predictor(network: Any, inference: dict[str, Any], autocast: torch.dtype | None) -> Predictor:
+    limit, window = inference["limit"], inference["window"]
+    Image.MAX_IMAGE_PIXELS = round(inference["max_megapixels"] * 1e6 / 2)  # Pillow refuses twice as many
+    try:
+        return Predictor(
+            network,
+            limit=None if limit is None else (int(limit[0]), int(limit[1])),
+            mode=inference["mode"],
+            memory_gb=inference["memory_gb"],
+            tiling=Tiling((int(window[0]), int(window[1])), inference["overlap"], inference["margin"]),
+            autocast=autocast,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _plan(config: dict[str, Any], checkpoint: Checkpoint) -> OutputPlan:

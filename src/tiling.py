@@ -5,6 +5,7 @@ Pure geometry. Everything is separable: spans along one side, with weights, make
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ def blend_weights(spans: list[Span], margin: int) -> list[Tensor]:
         spans: from ``spread``. margin: pixels of weight 0 at inner ends; less where the overlap is shorter.
     """
     weights = [torch.ones(span.length) for span in spans]
-    for index, (left, right) in enumerate(zip(spans, spans[1:], strict=False)):
+    for index, (left, right) in enumerate(pairwise(spans)):
         overlap = left.stop - right.start
         zeros = min(margin, (overlap - 1) // 2)
         position = (torch.arange(overlap) - zeros + 0.5) / (overlap - 2 * zeros)

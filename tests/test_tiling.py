@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,7 +27,7 @@ def test_spans_cover_everything_in_order(numbers: tuple[int, int, int, int]) -> 
     spans = spread(*numbers)
     assert spans[0].start == 0
     assert spans[-1].stop == length
-    for left, right in zip(spans, spans[1:], strict=False):
+    for left, right in pairwise(spans):
         assert right.start > left.start
         assert left.stop - right.start == overlap
     assert all(span.start % multiple == 0 for span in spans)

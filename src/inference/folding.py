@@ -56,6 +56,8 @@ def _per_output(conv: Convolution, scale: Tensor) -> Tensor:
 class ChannelShift(nn.Module):
     """x + shift, per channel; what remains of a norm whose convolution has no place for a bias."""
 
+    shift: Tensor
+
     def __init__(self, shift: Tensor) -> None:
         super().__init__()
         self.register_buffer("shift", shift)
@@ -77,7 +79,7 @@ def inference_copy(network: Any) -> Any:
         if isinstance(module, DeformableConv):
             weight, bias = folded(module.conv, module.norm)
             module.conv.weight.copy_(weight)
-            module.norm = ChannelShift(bias)
+            module.add_module("norm", ChannelShift(bias))
     device = next(network.parameters()).device
     probe = torch.linspace(-1, 1, 3 * _PROBE**2, device=device).view(1, 3, _PROBE, _PROBE)
     for conv, norm, parent, name in _pairs(network, probe):

@@ -92,7 +92,7 @@ class HighResolutionBranch:
             image_rows: normalised image at half size. size: h and w.
             s1: (1, d, h/2, w/2). context: (1, d, h/2, w/2), the upsampled D2.
         """
-        height, width = size
+        height = size[0]
         like = s1.new_empty(0)
         gated = _empty_map(like, self._reduce.out_channels, size)
         edge_logits = _empty_map(like, 1, size)

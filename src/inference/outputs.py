@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -123,7 +123,7 @@ class PhotoFiles:
         return scores[self._chosen] / scores.sum(0).clamp_(min=_SMALLEST_SUM)
 
 
-def _quantise(values: Tensor, bits: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def _quantise(values: Tensor, bits: int) -> NDArray[Any]:
     """0..1 -> whole numbers of 8 or 16 bits."""
     scaled = values.clamp(0, 1).mul(2**bits - 1).round()
     return scaled.to(torch.int32).cpu().numpy().astype(np.uint8 if bits == 8 else np.uint16)

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class PngWriter:
         if kind == "palette":
             self._chunk(b"PLTE", bytes(value for colour in palette for value in colour))
 
-    def write(self, rows: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
+    def write(self, rows: NDArray[Any]) -> None:
         """Append rows: (n, W) for one channel, (n, W, 3) or (n, W, 4) for colours."""
         count = len(rows)
         data = np.ascontiguousarray(rows, self._dtype).reshape(count, -1).view(np.uint8)
@@ -93,7 +93,7 @@ class PngWriter:
         os.replace(self._temporary, self._path)
 
     def abandon(self) -> None:
-        """Remove the unfinished file."""
+        """Remove the file if it is unfinished."""
         self._file.close()
         Path(self._temporary).unlink(missing_ok=True)
 
@@ -103,9 +103,10 @@ class PngWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.finish()
-        else:
+        try:
+            if error is None:
+                self.finish()
+        finally:
             self.abandon()
 
     def _emit(self, data: bytes, last: bool = False) -> None:

@@ -7,10 +7,11 @@ result = predictor("photo.jpg")
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -18,11 +19,17 @@ import torch
 from numpy.typing import NDArray
 
 from src.inference.folding import inference_copy
+from src.inference.large_photos import PhotoInMemory, PhotoRows, open_photo
+from src.inference.memory import available_bytes, whole_image_pixels
+from src.inference.rows import ResizedStream
+from src.inference.tiled import TiledPredictor, Tiling, is_divisible
 from src.inference.whole import Band, predict_whole
-from src.photos import fit_within, read_photo
+from src.photos import fit_within
 
 _SMALLEST = 64  # the network's shortest side, pixels
+_PHOTO_SHARE = 8  # a photo above this share of the memory is kept on disk
 
+Mode = Literal["auto", "whole", "tiled"]
 Photo = str | Path | NDArray[np.uint8]
 
 
@@ -48,20 +55,37 @@ class Predictor:
         limit: two edge lengths, pixels; larger photos are reduced to fit, keeping their ratio, and scores are
             brought back to the photo's size. The default is the evaluation protocol of MaSS13K (section 5.1).
             None for no reduction.
+        mode: ``whole`` treats every photo at once, ``tiled`` in windows (see ``src.inference.tiled``), ``auto``
+            in windows when the whole photo does not fit into memory.
+        memory_gb: memory that the process may take, GiB; None for three quarters of what is free.
+        tiling: sizes of the windows.
         autocast: dtype of mixed precision, ``torch.bfloat16`` or ``torch.float16``; None for the network's own.
+
+    Raises:
+        ValueError: an argument is none of these, or the network cannot work in windows.
     """
 
     def __init__(
         self,
         network: Any,
         limit: tuple[int, int] | None = (4096, 3072),
+        mode: Mode = "auto",
+        memory_gb: float | None = None,
+        tiling: Tiling | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         if network.training:
             raise ValueError("the network is in training mode: call network.eval() first")
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(get_args(Mode))}")
         self._network = inference_copy(network)
-        self._limit = limit
-        self._autocast = autocast
+        self._device = next(network.parameters()).device
+        self._limit, self._mode, self._autocast = limit, mode, autocast
+        self._memory = available_bytes(self._device) if memory_gb is None else int(memory_gb * 2**30)
+        self._whole_pixels = whole_image_pixels(self._network, self._memory)
+        self._tiled = None
+        if mode == "tiled" or (mode == "auto" and is_divisible(self._network)):
+            self._tiled = TiledPredictor(self._network, tiling or Tiling(), self._whole_pixels)
 
     def __call__(self, photo: Photo, *, scores: bool = True) -> PhotoPrediction:
         """Predict one photo.
@@ -73,47 +97,76 @@ class Predictor:
         Raises:
             PhotoError: the file cannot be read. ValueError: the array is not an 8-bit RGB photo.
         """
-        pixels = self.read(photo)
-        size = pixels.shape[:2]
-        label = np.empty(size, np.uint8)
+        opened = self.open(photo)
+        label = np.empty(opened.size, np.uint8)
         edges = kept = None
-        for band in self.bands(pixels):
+        for band in self.bands(opened):
             rows = slice(band.top, band.top + band.scores.shape[1])
             label[rows] = band.scores.argmax(0).cpu().numpy()
             if scores:
-                kept = np.empty((len(band.scores), *size), np.float32) if kept is None else kept
+                kept = np.empty((len(band.scores), *opened.size), np.float32) if kept is None else kept
                 kept[:, rows] = band.scores.cpu().numpy()
             if band.edges is not None:
-                edges = np.empty(size, np.float32) if edges is None else edges
+                edges = np.empty(opened.size, np.float32) if edges is None else edges
                 edges[rows] = band.edges.cpu().numpy()
         return PhotoPrediction(label, kept, edges)
 
-    def read(self, photo: Photo) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8 RGB of a file or an array.
+    def open(self, photo: Photo) -> PhotoRows:
+        """Decode a file, or check an array.
 
         Raises:
             PhotoError: the file cannot be read. ValueError: the array is not an 8-bit RGB photo.
         """
         if isinstance(photo, str | Path):
-            return read_photo(photo)
+            return open_photo(Path(photo), self._memory // _PHOTO_SHARE)
         if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
             raise ValueError(
                 f"a photo is a (H, W, 3) uint8 RGB array, not {photo.dtype} of shape {photo.shape}"
             )
-        return photo
+        return PhotoInMemory(photo)
 
-    def bands(self, pixels: NDArray[np.uint8]) -> Iterator[Band]:
-        """Scores of an (H, W, 3) photo at its own size, in bands of rows from top to bottom."""
-        size = (pixels.shape[0], pixels.shape[1])
-        fitted = pixels if self._limit is None else fit_within(pixels, self._limit)
-        image = torch.from_numpy(_enlarge(fitted).transpose(2, 0, 1).copy())
-        device = next(self._network.parameters()).device
-        with self._precision(device):
-            prediction = predict_whole(self._network, image.to(device))
-            yield from prediction.bands(size)
+    def bands(self, photo: PhotoRows) -> Iterator[Band]:
+        """Scores at the photo's own size, in bands of rows from top to bottom."""
+        fitted = fitted_size(photo.size, self._limit)
+        with self._precision():
+            if self._tiled is not None and (self._mode == "tiled" or math.prod(fitted) > self._whole_pixels):
+                source = photo if fitted == photo.size else PhotoInMemory(self._fitted(photo))
+                yield from _at_size(self._tiled.bands(source), source.size, photo.size)
+            else:
+                image = torch.from_numpy(_enlarge(self._fitted(photo)).transpose(2, 0, 1).copy())
+                yield from predict_whole(self._network, image.to(self._device)).bands(photo.size)
 
-    def _precision(self, device: torch.device) -> Any:
-        return nullcontext() if self._autocast is None else torch.autocast(device.type, self._autocast)
+    def _fitted(self, photo: PhotoRows) -> NDArray[np.uint8]:
+        pixels = photo.rows(0, photo.size[0])
+        return pixels if self._limit is None else fit_within(pixels, self._limit)
+
+    def _precision(self) -> Any:
+        return nullcontext() if self._autocast is None else torch.autocast(self._device.type, self._autocast)
+
+
+def fitted_size(size: tuple[int, int], limit: tuple[int, int] | None) -> tuple[int, int]:
+    """The size (height, width) that ``fit_within`` gives a photo."""
+    if limit is None:
+        return size
+    scale = min(1.0, max(limit) / max(size), min(limit) / min(size))
+    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
+
+
+def _at_size(found: Iterator[Band], source: tuple[int, int], size: tuple[int, int]) -> Iterator[Band]:
+    """Bands of a reduced photo, resized to the photo's own size."""
+    if source == size:
+        yield from found
+        return
+    stream: ResizedStream | None = None
+    top = 0
+    for band in found:
+        maps = band.scores if band.edges is None else torch.cat((band.scores, band.edges[None]))
+        stream = stream or ResizedStream(source[0], size, maps.device)
+        rows = stream.push(maps[None])[0]
+        if rows.shape[1]:
+            scores = rows[: len(band.scores)]
+            yield Band(top, scores, None if band.edges is None else rows[-1])
+            top += rows.shape[1]
 
 
 def _enlarge(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

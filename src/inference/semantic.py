@@ -69,7 +69,9 @@ def score_bands(
         rows = source_rows(start, stop, height, source_height, classes.device)
         held, top = _continued(held, top, mask_rows, rows.start, rows.stop)
         masks = resize_band(held.float(), rows, width)
-        yield start, torch.einsum("bqk,bqhw->bkhw", classes, masks.sigmoid_())
+        with torch.autocast(masks.device.type, enabled=False):  # half precision would blur near ties
+            scores = torch.einsum("bqk,bqhw->bkhw", classes, masks.sigmoid_())
+        yield start, scores
 
 
 def label_map(prediction: MaskPrediction, size: tuple[int, int]) -> Tensor:

@@ -85,15 +85,17 @@ class TiledPredictor:
         overview_pixels: the reduced photo has at most so many.
 
     Raises:
-        ValueError: the network's pixel decoder cannot be divided.
+        ValueError: the network's pixel decoder cannot be divided, or the windows' sizes contradict each other.
     """
 
     def __init__(self, network: Any, tiling: Tiling, overview_pixels: int) -> None:
-        if not isinstance(network.pixel_decoder, DualBranchPixelDecoder):
+        if not is_divisible(network):
             raise ValueError(
                 f"{type(network.pixel_decoder).__name__} cannot be divided into windows; choose inference=whole, "
                 "with a limit if memory is short"
             )
+        for side in tiling.window:
+            spread(side, side, tiling.overlap, _STRIDE)  # refuses windows that cannot overlap so
         self._network, self._tiling, self._overview_pixels = network, tiling, overview_pixels
         self._shallow = shallow_stages(network.backbone)
         self._branch = HighResolutionBranch.of(network.pixel_decoder)
@@ -202,6 +204,11 @@ class TiledPredictor:
         d1, edge_logits = decoder.fusion(detail, context)
         features = decoder.mask_output(d1)
         return lambda start, stop: features[:, :, start:stop], features.shape[2], edge_logits
+
+
+def is_divisible(network: Any) -> bool:
+    """Whether a network can work in windows: it has MaSSFormer's pixel decoder, with any slots."""
+    return isinstance(network.pixel_decoder, DualBranchPixelDecoder)
 
 
 def _gate(excitation: Any, x: Tensor) -> Tensor:

@@ -1,0 +1,62 @@
+"""How much memory there is, and how much inference on a whole image takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_GIB = 2**30
+_SHARE = 0.75  # of the free memory, left to inference by default
+_CONSTANT = 1.2 * _GIB  # libraries, weights and bands
+_FEWEST = 512 * 512
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that inference may take: a share of what is free on the device, or of the container's limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _SHARE)
+    free = [_meminfo("MemAvailable")]
+    for name in _CGROUP_LIMITS:
+        path = Path(name)
+        if path.is_file() and (text := path.read_text().strip()).isdigit():
+            free.append(int(text))
+    known = [value for value in free if value]
+    return int(min(known) * _SHARE) if known else 4 * _GIB
+
+
+def _meminfo(key: str) -> int:
+    """Bytes of an entry of /proc/meminfo; 0 where there is none (not Linux)."""
+    path = Path("/proc/meminfo")
+    if not path.is_file():
+        return 0
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    return 0
+
+
+def whole_image_pixels(network: Any, memory: int) -> int:
+    """How many pixels of an image fit into ``memory`` bytes when it is treated whole; an estimate on the safe side.
+
+    The largest moments are a residual block at stride 4, where four maps of F1's channels live, and the transformer
+    decoder's attention to the memory at stride 8 beside the maps that the high-resolution branch keeps.
+
+    Raises:
+        ValueError: not even a small image fits.
+    """
+    finest, width = network.backbone.channels[0], _query_width(network)
+    encoder = 4 * (4 * finest / 16)
+    decoder = 4 * (width / 4 / 4 + width / 2 / 16 + 7 * width / 64)
+    image = 3 + 12
+    pixels = int((memory - _CONSTANT) / (image + max(encoder, decoder)))
+    if pixels < _FEWEST:
+        raise ValueError(f"{memory / _GIB:.1f} GiB of memory are too little for inference; 2 are enough")
+    return pixels
+
+
+def _query_width(network: Any) -> int:
+    return network.transformer_decoder.query_features.embedding_dim

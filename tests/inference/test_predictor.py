@@ -1,0 +1,68 @@
+"""From a photo to label maps and scores at the photo's own size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from src.inference import Predictor, semantic_scores
+from src.models.segmenter import Segmenter
+
+
+def test_arrays_and_files_give_what_the_network_says(
+    network: Segmenter, image: Tensor, tmp_path: Path
+) -> None:
+    pixels = image.permute(1, 2, 0).numpy().copy()
+    cv2.imwrite(str(tmp_path / "photo.png"), pixels[..., ::-1])
+    with torch.inference_mode():
+        prediction = network(network.normalise(image)[None])
+        expected = semantic_scores(prediction, (170, 233))[0].numpy()
+    predictor = Predictor(network)
+    for photo in (pixels, tmp_path / "photo.png", str(tmp_path / "photo.png")):
+        result = predictor(photo)
+        assert np.abs(result.scores - expected).max() < 1e-4
+        assert result.label.dtype == np.uint8
+        assert (result.label == expected.argmax(0)).mean() > 0.999
+        assert result.edges.shape == (170, 233)
+    assert predictor(pixels, scores=False).scores is None
+
+
+@pytest.mark.parametrize("mode", ["whole", "tiled"])
+def test_larger_photos_are_reduced_and_brought_back(network: Segmenter, image: Tensor, mode: str) -> None:
+    pixels = image.permute(1, 2, 0).numpy().copy()
+    result = Predictor(network, limit=(128, 96), mode=mode)(pixels)
+    small = cv2.resize(pixels, (128, 93), interpolation=cv2.INTER_LINEAR)  # 170 x 233 within 96 x 128
+    with torch.inference_mode():
+        prediction = network(network.normalise(torch.from_numpy(small).permute(2, 0, 1))[None])
+        direct = semantic_scores(prediction, (170, 233))[0].numpy()
+        twice = torch.nn.functional.interpolate(
+            semantic_scores(prediction, (93, 128)), size=(170, 233), mode="bilinear"
+        )[0].numpy()
+    assert np.abs(result.scores - (direct if mode == "whole" else twice)).max() < 1e-4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (10, 300), (63, 64)])
+def test_tiny_photos(network: Segmenter, size: tuple[int, int]) -> None:
+    result = Predictor(network)(np.full((*size, 3), 90, np.uint8))
+    assert result.label.shape == size
+    assert np.isfinite(result.scores).all()
+
+
+def test_wrong_arguments(network: Segmenter) -> None:
+    with pytest.raises(ValueError, match="uint8 RGB"):
+        Predictor(network)(np.zeros((70, 70), np.uint8))
+    with pytest.raises(ValueError, match="mode"):
+        Predictor(network, mode="fast")
+    with pytest.raises(ValueError, match="memory"):
+        Predictor(network, memory_gb=0.1)
+    network.train()
+    try:
+        with pytest.raises(ValueError, match="eval"):
+            Predictor(network)
+    finally:
+        network.eval()

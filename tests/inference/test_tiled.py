@@ -1,0 +1,84 @@
+"""Windows: equal to the whole image where they should be, close elsewhere, bounded by what they read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from src.inference.folding import inference_copy
+from src.inference.large_photos import PhotoInMemory, PhotoOnDisk, reduced
+from src.inference.tiled import TiledPredictor, Tiling, shallow_stages
+from src.inference.whole import predict_whole
+from src.models.segmenter import Segmenter
+
+
+def scores_of(predictor: TiledPredictor, pixels: np.ndarray) -> Tensor:
+    found = list(predictor.bands(PhotoInMemory(pixels)))
+    tops = [band.top for band in found]
+    assert tops == [0, *np.cumsum([band.scores.shape[1] for band in found])[:-1]]
+    return torch.cat([band.scores for band in found], dim=1)
+
+
+@pytest.mark.parametrize("kind", ["network", "plain_network"])
+def test_one_window_is_the_whole_image(kind: str, image: Tensor, request: pytest.FixtureRequest) -> None:
+    network = inference_copy(request.getfixturevalue(kind))
+    expected = torch.cat([b.scores for b in predict_whole(network, image).bands((170, 233))], dim=1)
+    pixels = image.permute(1, 2, 0).numpy()
+    found = scores_of(TiledPredictor(network, Tiling(), 10**9), pixels)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_windows_agree_with_the_whole_image(network: Segmenter, image: Tensor) -> None:
+    """With the same overview, windows differ only by what deformable offsets see beyond their borders."""
+    network = inference_copy(network)
+    expected = predict_whole(network, image).label_map((170, 233))
+    found = scores_of(
+        TiledPredictor(network, Tiling((160, 192), 64, 32), 10**9), image.permute(1, 2, 0).numpy()
+    )
+    assert float((found.argmax(0) == expected).float().mean()) > 0.95
+
+
+def test_shallow_stages_leave_the_deep_ones_out(network: Segmenter) -> None:
+    shallow = shallow_stages(network.backbone)
+    assert shallow is not network.backbone
+    x = torch.randn(1, 3, 96, 64)
+    with torch.inference_mode():
+        for found, expected in zip(shallow(x)[:2], network.backbone(x)[:2], strict=True):
+            assert torch.equal(found, expected)
+    assert sum(p.numel() for p in shallow.parameters()) < sum(
+        p.numel() for p in network.backbone.parameters()
+    )
+
+
+def test_other_pixel_decoders_are_refused(network: Segmenter) -> None:
+    network = inference_copy(network)
+    network.pixel_decoder = torch.nn.Identity()
+    with pytest.raises(ValueError, match="inference=whole"):
+        TiledPredictor(network, Tiling(), 10**9)
+
+
+def test_windows_that_cannot_overlap_are_refused(network: Segmenter) -> None:
+    with pytest.raises(ValueError, match="overlap"):
+        TiledPredictor(network, Tiling((256, 256), 200), 10**9)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_reduced_photos_are_block_means(factor: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 31, 3), dtype=np.uint8)
+    small = reduced(PhotoOnDisk(pixels), factor)
+    assert small.shape == (-(-200 // factor), -(-31 // factor), 3)
+    block = pixels[factor : 2 * factor, factor : 2 * factor].astype(float).mean((0, 1))
+    assert np.abs(small[1, 1] - block).max() <= 0.51
+    right = pixels[:factor, (small.shape[1] - 1) * factor :].astype(float)
+    right = np.pad(right, ((0, 0), (0, factor - right.shape[1]), (0, 0)), mode="edge").mean((0, 1))
+    assert np.abs(small[0, -1] - right).max() <= 0.51
+
+
+def test_photos_on_disk_give_their_rows() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 7, 3), dtype=np.uint8)
+    photo = PhotoOnDisk(pixels)
+    assert photo.size == (20, 7)
+    assert np.array_equal(photo.rows(3, 11), pixels[3:11])
+    assert np.array_equal(photo.rows(0, 20), pixels)

@@ -1,0 +1,106 @@
+"""Whole-image inference in bands equals the plain forward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from src.inference import high_resolution, label_map, predict_labels, semantic_scores
+from src.inference.folding import inference_copy
+from src.inference.whole import predict_whole
+from src.models.segmenter import Segmenter
+
+
+def plain_scores(network: Segmenter, image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """Scores and edge probabilities as the equations say, with everything whole in memory."""
+    with torch.inference_mode():
+        prediction = network(network.normalise(image)[None])
+        edges = prediction.edge_logits
+        if edges is not None:
+            edges = F.interpolate(edges, size=size, mode="bilinear", align_corners=False)[0, 0].sigmoid()
+        return semantic_scores(prediction, size)[0], edges
+
+
+def assert_labels_agree(found: Tensor, scores: Tensor) -> None:
+    """Equal to the argmax, except where the two best classes tie."""
+    best = scores.topk(2, dim=0).values
+    assert ((found == scores.argmax(0)) | (best[0] - best[1] < 2e-4)).all()
+
+
+@pytest.mark.parametrize("kind", ["network", "plain_network"])
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("band_bytes", [1, 20_000, 2**30])
+def test_bands_equal_the_plain_forward(
+    kind: str,
+    folded: bool,
+    band_bytes: int,
+    image: Tensor,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = request.getfixturevalue(kind)
+    monkeypatch.setattr(high_resolution, "_BAND_BYTES", band_bytes)
+    size = (201, 240)
+    scores, edges = plain_scores(network, image, size)
+    assert len(scores.argmax(0).unique()) > 1
+    assert float(scores.std()) > 1e-3
+
+    prediction = predict_whole(inference_copy(network) if folded else network, image)
+    found = list(prediction.bands(size))
+    torch.testing.assert_close(torch.cat([b.scores for b in found], dim=1), scores, rtol=0, atol=1e-4)
+    assert [b.top for b in found] == [0, *torch.tensor([b.scores.shape[1] for b in found]).cumsum(0)[:-1]]
+    if edges is None:
+        assert all(b.edges is None for b in found)
+    else:
+        torch.testing.assert_close(torch.cat([b.edges for b in found]), edges, rtol=0, atol=1e-5)
+    assert_labels_agree(prediction.label_map(size), scores)
+
+
+def test_offsets_that_reach_across_the_image(network: Segmenter, image: Tensor) -> None:
+    """Deformable offsets are unbounded: bands must fetch whatever rows they reach, also none."""
+    network = inference_copy(network)
+    for module in (network.pixel_decoder.detail.deformable, network.pixel_decoder.fusion.deformable):
+        module.offset.weight.data.mul_(20)
+    scores, _ = plain_scores(network, image, (85, 117))
+    high_resolution_bytes = high_resolution._BAND_BYTES
+    high_resolution._BAND_BYTES = 20_000
+    try:
+        found = torch.cat([b.scores for b in predict_whole(network, image).bands((85, 117))], dim=1)
+    finally:
+        high_resolution._BAND_BYTES = high_resolution_bytes
+    torch.testing.assert_close(found, scores, rtol=0, atol=2e-3)
+
+
+def test_predict_labels_leaves_the_network_as_it_was(network: Segmenter, image: Tensor) -> None:
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    labels = predict_labels(network, image, (90, 70))
+    assert labels.shape == (90, 70)
+    assert labels.dtype == torch.uint8
+    assert network.transformer_decoder.masks_at_memory_size is False
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_label_map_is_the_argmax_of_the_scores(network: Segmenter, image: Tensor) -> None:
+    with torch.inference_mode():
+        prediction = network(network.normalise(image)[None].repeat(2, 1, 1, 1))
+        scores = semantic_scores(prediction, (301, 99))
+        assert torch.equal(label_map(prediction, (301, 99)), scores.argmax(1).byte())
+
+
+def test_mixed_precision_stays_close(network: Segmenter, image: Tensor) -> None:
+    scores, _ = plain_scores(network, image, (85, 117))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.cat([b.scores for b in predict_whole(network, image).bands((85, 117))], dim=1)
+    assert found.dtype == torch.float32
+    assert float((found - scores).abs().mean()) < 0.1
+
+
+def test_folding_removes_the_norms(network: Segmenter) -> None:
+    def norms(model: torch.nn.Module) -> int:
+        return sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+
+    assert norms(network) > 20
+    assert norms(inference_copy(network)) == 0
