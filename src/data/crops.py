@@ -97,14 +97,21 @@ class RandomCrop:
         scale = self.scales[int(rng.integers(len(self.scales)))]
         size = scaled_size(photo.size, self.short_edge, scale, self.max_long_edge)
         window = self._draw(size, rng)
-        label = cut_label(photo, size, window)
         for _ in range(self.tries):
-            if is_varied(label, self.max_class_share):
+            if self._is_varied(photo, size, window):
                 break
             window = self._draw(size, rng)
-            label = cut_label(photo, size, window)
-        image = cut_image(photo, size, window)
+        label, image = cut_label(photo, size, window), cut_image(photo, size, window)
         return self._fill(image, PADDING_COLOUR), self._fill(label, (IGNORE,))
+
+    def _is_varied(self, photo: LabelledPhoto, size: tuple[int, int], window: Window) -> bool:
+        if self.max_class_share >= 1:
+            return True
+        if photo.preview is not None:
+            certain = photo.preview.is_varied(*_label_grid(photo, size, window), self.max_class_share)
+            if certain is not None:
+                return certain
+        return is_varied(cut_label(photo, size, window), self.max_class_share)
 
     def _draw(self, size: tuple[int, int], rng: np.random.Generator) -> Window:
         height, width = (min(edge, self.crop_size) for edge in size)
@@ -132,11 +139,12 @@ def cut_label(photo: LabelledPhoto, size: tuple[int, int], window: Window) -> ND
     """The window of the label map scaled to ``size`` (nearest), reading only what lies under it."""
     if size == photo.size:
         return photo.label(window)
-    rows = _nearest(window.top, window.height, photo.size[0], size[0])
-    columns = _nearest(window.left, window.width, photo.size[1], size[1])
+    rows, columns = _label_grid(photo, size, window)
     top, left = int(rows[0]), int(columns[0])
     source = photo.label(Window(top, left, int(rows[-1]) - top + 1, int(columns[-1]) - left + 1))
-    return source.take(rows - top, axis=0).take(columns - left, axis=1)
+    # Taking rows copies whole lines, so columns are taken as rows of the transposed map: twice as fast.
+    taken = cv2.transpose(source.take(rows - top, axis=0)).take(columns - left, axis=0)
+    return cv2.transpose(taken).astype(np.uint8, copy=False)
 
 
 def cut_image(photo: LabelledPhoto, size: tuple[int, int], window: Window) -> NDArray[np.uint8]:
@@ -149,14 +157,23 @@ def cut_image(photo: LabelledPhoto, size: tuple[int, int], window: Window) -> ND
     # Not cv2.resize: it knows no fractional offset, and the window starts anywhere between two source pixels.
     # OpenCV 5 samples at exact positions; before, they were rounded to 1/32 pixel.
     to_source = np.array([[column_step, 0, column_start], [0, row_step, row_start]])
+    # A fourth channel makes it more than twice as fast, copies included, and changes nothing.
     scaled = cv2.warpAffine(
-        source,
+        cv2.cvtColor(source, cv2.COLOR_RGB2RGBA),
         to_source,
         (window.width, window.height),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    return scaled.astype(np.uint8, copy=False)
+    return cv2.cvtColor(scaled, cv2.COLOR_RGBA2RGB).astype(np.uint8, copy=False)
+
+
+def _label_grid(
+    photo: LabelledPhoto, size: tuple[int, int], window: Window
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of the label map that the window of the scaled photo shows."""
+    rows = _nearest(window.top, window.height, photo.size[0], size[0])
+    return rows, _nearest(window.left, window.width, photo.size[1], size[1])
 
 
 def _nearest(start: int, length: int, source: int, scaled: int) -> NDArray[np.intp]:

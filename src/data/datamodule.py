@@ -12,14 +12,35 @@ from torch.utils.data import DataLoader
 
 from src.data.classes import ClassMap, Taxonomy
 from src.data.crops import RandomCrop
-from src.data.datasets import CropDataset, EvaluationDataset, collate_crops, quiet_worker, single
-from src.data.folder import FolderSource, SplitFolders, benchmark_folders
+from src.data.datasets import (
+    CropDataset,
+    CropMaker,
+    EvaluationDataset,
+    RawCropBatch,
+    augmented,
+    collate_crops,
+    quiet_worker,
+    single,
+)
+from src.data.folder import (
+    IMAGE_FOLDERS,
+    LABEL_FOLDER,
+    FolderSource,
+    Pair,
+    SplitFolders,
+    benchmark_folders,
+    find_pairs,
+)
 from src.data.sampling import CropSampler, EvaluationSampler, ResumableLoader
+from src.data.source import PhotoSource
+from src.data.store.shards import INDEX
+from src.data.store.source import StoreSource
 from src.data.synthetic import write_synthetic_dataset
 from src.errors import UserError
-from src.structures import LabelledImage
+from src.structures import CropBatch, LabelledImage
 
-_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+SPLITS = ("train", "val", "test")
+_STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
 
 class SegmentationDataModule(LightningDataModule):
@@ -45,6 +66,13 @@ class SegmentationDataModule(LightningDataModule):
         enlarge: whether smaller evaluation photos are enlarged to the limit, as the release does.
         num_workers: loader processes per device; 0 loads in the main process.
         seed: of permutations, crops and augmentation.
+        store: folder made by ``python -m src.prepare``; None to read the files themselves. The crops are the same.
+            With shards (``format=litdata``) it may also be an address such as ``s3://bucket/mass13k``; an epoch is
+            then one pass over the photos, in an order of LitData's, whatever ``samples_per_epoch`` says.
+        cache_folder: where fetched shards are kept; None for LitData's own choice.
+        cache_gigabytes: bound on what is kept there.
+        augment_on: "worker" or "device", where crops are flipped and distorted and boundary maps made. The results
+            are the same; on a GPU it takes work off the loader processes.
         synthetic: arguments of ``write_synthetic_dataset`` apart from ``root`` and ``class_ids``, to draw
             the dataset before it is read; None for photos that exist.
     """
@@ -66,14 +94,23 @@ class SegmentationDataModule(LightningDataModule):
         enlarge: bool = False,
         num_workers: int = 0,
         seed: int = 0,
+        store: str | None = None,
+        cache_folder: str | None = None,
+        cache_gigabytes: float = 50,
+        augment_on: str = "worker",
         synthetic: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.taxonomy = Taxonomy.from_mapping(classes)
-        self._class_map = ClassMap(self.taxonomy, class_map)
+        if augment_on not in ("worker", "device"):
+            raise UserError(f"data.augment_on={augment_on}: choose worker or device")
+        self.class_map = ClassMap(self.taxonomy, class_map)
         self._root = Path(root).expanduser()
         self._folders = folders
-        self._crop = RandomCrop(crop_size, tuple(scales), short_edge, max_long_edge, max_class_share)
+        self._store = store
+        self._cache = cache_folder, cache_gigabytes
+        crop = RandomCrop(crop_size, tuple(scales), short_edge, max_long_edge, max_class_share)
+        self._make_crop = CropMaker(crop, augment_here=augment_on == "worker")
         self._batch_size = batch_size
         self._samples_per_epoch = samples_per_epoch
         self._evaluation_limit = (int(evaluation_limit[0]), int(evaluation_limit[1]))
@@ -81,7 +118,7 @@ class SegmentationDataModule(LightningDataModule):
         self._num_workers = num_workers
         self._seed = seed
         self._synthetic = synthetic
-        self._sources: dict[str, FolderSource] = {}
+        self._sources: dict[str, PhotoSource] = {}
 
     @property
     def num_classes(self) -> int:
@@ -97,17 +134,38 @@ class SegmentationDataModule(LightningDataModule):
 
         Raises:
             DatasetError: folders or files are missing, unmatched or empty.
+            StoreError: the store is unfinished, of a newer version, or the files it was made of have changed.
         """
-        for split in _SPLITS[stage]:
-            if split not in self._sources:
-                self._sources[split] = FolderSource.from_folders(self._split_folders(split), self._class_map)
+        for split in _STAGES[stage]:
+            if split not in self._sources and not self._is_streamed(split):
+                self._sources[split] = self._source(split)
 
-    def train_dataloader(self) -> ResumableLoader:
+    def source(self, split: str) -> PhotoSource:
+        """The labelled photos of a split that ``setup`` has found."""
+        return self._sources[split]
+
+    def pairs(self, split: str) -> list[Pair]:
+        """Photos and label maps of a split; errors as ``setup``."""
+        return find_pairs(self._split_folders(split))
+
+    def has_split(self, split: str) -> bool:
+        """Whether a split is configured or has a folder in the layout of the benchmark."""
+        if self._folders is not None:
+            return split in self._folders
+        return any((self._root / name / split).is_dir() for name in (*IMAGE_FOLDERS, LABEL_FOLDER))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment crops that workers left as they were."""
+        return augmented(batch) if isinstance(batch, RawCropBatch) else batch
+
+    def train_dataloader(self) -> DataLoader[CropBatch]:
+        if self._is_streamed("train"):
+            return self._stream("train")
         source = self._sources["train"]
         rank, ranks = self._ranks()
         samples = self._samples_per_epoch or len(source)
         return ResumableLoader(
-            CropDataset(source, self._crop, self._seed),
+            CropDataset(source, self._make_crop, self._seed),
             batch_size=self._batch_size,
             sampler=CropSampler(len(source), samples, self._batch_size, self._seed, rank, ranks),
             collate_fn=collate_crops,
@@ -122,11 +180,41 @@ class SegmentationDataModule(LightningDataModule):
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, split: str) -> DataLoader[LabelledImage]:
+        if self._is_streamed(split):
+            return self._stream(split)
         source = self._sources[split]
         return DataLoader(
             EvaluationDataset(source, self._evaluation_limit, self._enlarge),
             sampler=EvaluationSampler(len(source), *self._ranks()),
             collate_fn=single,
+            **self._loading(),
+        )
+
+    def _is_streamed(self, split: str) -> bool:
+        if self._store is None:
+            return False
+        return "://" in self._store or (Path(self._store).expanduser() / split / INDEX).is_file()
+
+    def _stream(self, split: str) -> DataLoader[Any]:
+        try:
+            from src.data.streaming import CropItems, EntryStream, StreamingDataLoader, WholePhotos
+        except ImportError as error:
+            raise UserError(
+                f"data.store={self._store} holds shards, and LitData reads them: "
+                'pip install "massformer[streaming]"'
+            ) from error
+        training = split == "train"
+        assert self._store is not None, "only stores are streamed"
+        place = self._store if "://" in self._store else str(Path(self._store).expanduser())
+        items = (
+            CropItems(self._make_crop, self._seed)
+            if training
+            else WholePhotos(self._evaluation_limit, self._enlarge)
+        )
+        return StreamingDataLoader(
+            EntryStream(f"{place}/{split}", self.class_map, items, training, self._seed, *self._cache),
+            batch_size=self._batch_size if training else 1,
+            collate_fn=collate_crops if training else single,
             **self._loading(),
         )
 
@@ -141,6 +229,14 @@ class SegmentationDataModule(LightningDataModule):
 
     def _ranks(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _source(self, split: str) -> PhotoSource:
+        if self._store is None:
+            return FolderSource(self.pairs(split), self.class_map)
+        source = StoreSource(Path(self._store).expanduser() / split, self.class_map)
+        if self.has_split(split):  # a store works without the files it was made of
+            source.check_source(self.pairs(split))
+        return source
 
     def _split_folders(self, split: str) -> SplitFolders:
         if self._folders is None:

@@ -11,12 +11,14 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from src.data.crops import RandomCrop
+from src.data.device_transforms import augment_images, boundary_maps, encode_distortion, flip_chosen
 from src.data.sampling import Draw
-from src.data.source import PhotoSource, Window
+from src.data.source import LabelledPhoto, PhotoSource, Window
 from src.data.targets import boundary_map
 from src.data.transforms import CropAugmentation
 from src.photos import fit_within
@@ -37,35 +39,83 @@ class Crop(NamedTuple):
     boundary: Tensor
 
 
-class CropDataset(Dataset[Crop]):
-    """Augmented random crops, each a pure function of (seed, draw).
+class RawCrop(NamedTuple):
+    """A crop that the device will augment.
+
+    Attributes:
+        image: (3, S, S) uint8 RGB.
+        label: (S, S) uint8 class ids.
+        code: (8,) float32, see ``encode_distortion``.
+    """
+
+    image: Tensor
+    label: Tensor
+    code: Tensor
+
+
+class RawCropBatch(NamedTuple):
+    """B crops that the device will augment: (B, 3, S, S) images, (B, S, S) labels, (B, 8) codes."""
+
+    images: Tensor
+    labels: Tensor
+    codes: Tensor
+
+
+class CropMaker:
+    """Cuts and augments one crop of a labelled photo.
+
+    Args:
+        crop: cuts a window out of a photo.
+        augment_here: augment at once, or leave that to the device, see ``augmented``.
+    """
+
+    def __init__(self, crop: RandomCrop, augment_here: bool = True) -> None:
+        self._crop = crop
+        self._augment_here = augment_here
+        self._augment = CropAugmentation()
+
+    def __call__(self, photo: LabelledPhoto, rng: np.random.Generator) -> Crop | RawCrop:
+        image, label = self._crop(photo, rng)
+        seed = int(rng.integers(2**32))
+        if not self._augment_here:
+            return RawCrop(
+                _planes(image), torch.from_numpy(label), encode_distortion(*self._augment.draw(seed))
+            )
+        image, label = self._augment(image, label, seed)
+        boundary = torch.from_numpy(boundary_map(label))
+        return Crop(_planes(image), torch.from_numpy(np.ascontiguousarray(label)), boundary)
+
+
+def _planes(image: NDArray[np.uint8]) -> Tensor:
+    """(H, W, 3) to (3, H, W), contiguous."""
+    planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
+    for channel, plane in enumerate(planes):
+        cv2.extractChannel(image, channel, plane)
+    return torch.from_numpy(planes)
+
+
+class CropDataset(Dataset[Crop | RawCrop]):
+    """Random crops, each a pure function of (seed, draw).
 
     Args:
         source: the labelled photos.
-        crop: cuts a window out of a photo.
+        make: cuts and augments.
         seed: of every random choice.
     """
 
-    def __init__(self, source: PhotoSource, crop: RandomCrop, seed: int) -> None:
+    def __init__(self, source: PhotoSource, make: CropMaker, seed: int) -> None:
         self._source = source
-        self._crop = crop
+        self._make = make
         self._seed = seed
-        self._augment = CropAugmentation()
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, draw: Draw | int) -> Crop:
+    def __getitem__(self, draw: Draw | int) -> Crop | RawCrop:
         """Make a crop; a plain index, which Lightning's ``overfit_batches`` asks for, gives a fixed one."""
         draw = Draw(draw, draw) if isinstance(draw, int) else draw
         rng = np.random.default_rng([self._seed, draw.number])
-        image, label = self._crop(self._source.open(draw.photo), rng)
-        image, label = self._augment(image, label, seed=int(rng.integers(2**32)))
-        return Crop(
-            torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-            torch.from_numpy(np.ascontiguousarray(label)),
-            torch.from_numpy(boundary_map(label)),
-        )
+        return self._make(self._source.open(draw.photo), rng)
 
 
 class EvaluationDataset(Dataset[LabelledImage]):
@@ -86,20 +136,29 @@ class EvaluationDataset(Dataset[LabelledImage]):
         return len(self._source)
 
     def __getitem__(self, index: int) -> LabelledImage:
-        photo = self._source.open(index)
-        whole = Window(0, 0, *photo.size)
-        image = fit_within(photo.image(whole), self._limit, enlarge=self._enlarge)
-        return LabelledImage(
-            torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-            torch.from_numpy(photo.label(whole)),
-            photo.name,
-        )
+        return whole_photo(self._source.open(index), self._limit, self._enlarge)
 
 
-def collate_crops(crops: Sequence[Crop]) -> CropBatch:
+def whole_photo(photo: LabelledPhoto, limit: tuple[int, int], enlarge: bool) -> LabelledImage:
+    """A photo fitted to the evaluation limit, with its label map; see ``EvaluationDataset``."""
+    whole = Window(0, 0, *photo.size)
+    image = fit_within(photo.image(whole), limit, enlarge=enlarge)
+    return LabelledImage(_planes(image), torch.from_numpy(photo.label(whole)), photo.name)
+
+
+def collate_crops(crops: Sequence[Crop] | Sequence[RawCrop]) -> CropBatch | RawCropBatch:
     """Stack B crops: (B, 3, S, S) images and (B, S, S) targets."""
+    if isinstance(crops[0], RawCrop):
+        return RawCropBatch(*(torch.stack(parts) for parts in zip(*crops, strict=True)))
     images, labels, boundaries = (torch.stack(parts) for parts in zip(*crops, strict=True))
     return CropBatch(images, Targets(labels, boundaries))
+
+
+def augmented(batch: RawCropBatch) -> CropBatch:
+    """Augment on the device where the batch lies; the same batch as from workers that augment."""
+    images = augment_images(batch.images, batch.codes)
+    labels = flip_chosen(batch.labels, batch.codes)
+    return CropBatch(images, Targets(labels, boundary_maps(labels)))
 
 
 def single(items: Sequence[LabelledImage]) -> LabelledImage:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.data.classes import ClassMap
+from src.data.preview import LabelPreview
 from src.data.source import Window
 from src.errors import UserError
 from src.photos import LABEL_SUFFIXES, PHOTO_SUFFIXES, PhotoError, photo_size, read_label, read_photo
@@ -144,6 +145,7 @@ class FilePhoto:
     def __init__(self, pair: Pair, class_map: ClassMap) -> None:
         self._pair = pair
         self._class_map = class_map
+        self.preview: LabelPreview | None = None
 
     @property
     def name(self) -> str:
@@ -160,14 +162,15 @@ class FilePhoto:
             PhotoError: the label map is damaged or its size is not the photo's.
             ValueError: ids outside the class map.
         """
-        return self._class_map(self._raw_label[window.slices], str(self._pair.label))
+        return self._class_map(self.raw_label[window.slices], str(self._pair.label))
 
     def image(self, window: Window) -> NDArray[np.uint8]:
         """RGB under the window; raises ``PhotoError`` when the photo is damaged."""
         return self._pixels[window.slices]
 
     @cached_property
-    def _raw_label(self) -> NDArray[np.uint8]:
+    def raw_label(self) -> NDArray[np.uint8]:
+        """(H, W) uint8 ids as the file holds them; raises ``PhotoError`` as ``label`` does."""
         label = read_label(self._pair.label)
         if label.shape != self.size:
             height, width = self.size

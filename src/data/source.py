@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from src.data.preview import LabelPreview
+
 
 class Window(NamedTuple):
     """A rectangle of pixels: rows top..top+height, columns left..left+width."""
@@ -34,6 +36,10 @@ class LabelledPhoto(Protocol):
     @property
     def name(self) -> str:
         """The file's stem, unique in its split."""
+
+    @property
+    def preview(self) -> LabelPreview | None:
+        """What the label map shows, block by block, if that is cheaper to have than the label map."""
 
     @property
     def size(self) -> tuple[int, int]:

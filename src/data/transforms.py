@@ -5,12 +5,30 @@ H, W  height and width of a crop
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import albumentations as A
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Distortion(NamedTuple):
+    """The amounts of one photometric distortion; None leaves a step out.
+
+    Attributes:
+        brightness: added to all channels.
+        contrast: factor on all channels.
+        saturation: factor on S.
+        hue: added to H, in units of 2 degrees.
+        contrast_last: whether contrast comes behind saturation and hue.
+    """
+
+    brightness: float | None
+    contrast: float | None
+    saturation: float | None
+    hue: int | None
+    contrast_last: bool
 
 
 class PhotometricDistortion(A.ImageOnlyTransform):
@@ -85,7 +103,8 @@ class CropAugmentation:
     """Flip and distort a crop; equal seeds give equal results in every process."""
 
     def __init__(self) -> None:
-        self._transform = A.Compose([A.HorizontalFlip(p=0.5), PhotometricDistortion()])
+        steps = [A.HorizontalFlip(p=0.5), PhotometricDistortion()]
+        self._transform = A.Compose(steps, save_applied_params=True)
 
     def __call__(
         self, image: NDArray[np.uint8], label: NDArray[np.uint8], seed: int
@@ -104,6 +123,14 @@ class CropAugmentation:
         augmented = self._transform(image=image, mask=label)
         return augmented["image"], augmented["mask"]
 
+    def draw(self, seed: int) -> tuple[bool, Distortion]:
+        """What calling with this seed does: whether it flips, and how it distorts."""
+        self._transform.set_random_seed(seed)
+        pixel = np.zeros((1, 1, 3), dtype=np.uint8)
+        applied = dict(self._transform(image=pixel)["applied_transforms"])
+        chosen = applied[PhotometricDistortion.__name__]
+        return "HorizontalFlip" in applied, Distortion(*(chosen[name] for name in Distortion._fields))
+
 
 _IDENTITY = np.arange(256, dtype=np.uint8)
 
@@ -118,7 +145,6 @@ def _look_up(pixels: NDArray[np.uint8], table: NDArray[np.uint8]) -> NDArray[np.
 
 
 def _change_hsv(image: NDArray[np.uint8], channel: int, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    tables = np.repeat(_IDENTITY[None, :, None], 3, axis=2)  # (1, 256, 3): one table per channel
-    tables[0, :, channel] = table
-    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).astype(np.uint8, copy=False)

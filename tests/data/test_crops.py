@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from src.data.crops import PADDING_COLOUR, RandomCrop, cut_image, cut_label, is_varied, scaled_size
+from src.data.preview import LabelPreview
 from src.data.source import Window
 from src.structures import IGNORE
 
@@ -26,6 +27,7 @@ class ArrayPhoto:
     ids: NDArray[np.uint8]
     name: str = "array"
     windows: list[Window] = field(default_factory=list)
+    preview: LabelPreview | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -158,7 +158,8 @@ def _draw(tasks: list[_Task], workers: int | None) -> None:
         return
     # Forked workers start at once and do not import the main program again, as spawned ones would.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,))
+    # 0 turns the threads of OpenCV off; 1 would wait for threads that did not survive the fork.
+    pool = ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(0,))
     try:
         futures = [pool.submit(_draw_one, task) for task in tasks]
         _progress((future.result() for future in as_completed(futures)), len(tasks))

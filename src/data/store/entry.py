@@ -1,0 +1,231 @@
+"""One photo with its label map in one file.
+
+An entry is an ordinary JPEG, which any viewer opens, with more behind its end:
+
+    JPEG | label tiles | tables | directory | footer
+
+so that it is either whole or absent, and a window of it takes four short reads. docs/store.md has the details.
+
+    H, W  size of the upright photo and its label map
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from src.data.preview import preview_blocks
+from src.data.source import Window
+from src.data.store.label_tiles import LabelError, LabelTiles, encode_tiles
+from src.data.store.restart_jpeg import JpegError, Read, RestartJpeg, index_segments, parse_frame
+from src.errors import UserError
+from src.photos import upright
+
+FORMAT_VERSION = 1
+SUFFIX = ".jpg"
+
+_MAGIC = b"MaSSentr"
+_FOOTER = struct.Struct("<8sHHI")  # magic, version, zero, bytes of the directory
+_TAIL = 1 << 16  # bytes read at once from the end; directory and tables nearly always fit
+
+
+class StoreError(UserError):
+    """A store or an entry of it cannot be used; the message names it and the cure."""
+
+
+class EntryInfo(NamedTuple):
+    """What an entry says about itself.
+
+    Attributes:
+        size: (H, W) of the upright photo.
+        orientation: EXIF orientation of the pixels in the JPEG, 1 to 8.
+        encoding: "lossless" or how the photo was encoded.
+        source: of "image" and "label": file name, bytes, modification time and SHA-256 of the files it was made of.
+        payload_sha256: of everything in front of the directory.
+        payload_bytes: length of that.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+    encoding: str
+    source: Mapping[str, Any]
+    payload_sha256: str
+    payload_bytes: int
+
+
+def pack_entry(
+    jpeg: bytes, orientation: int, label: NDArray[np.uint8], encoding: str, source: Mapping[str, Any]
+) -> bytes:
+    """All bytes of an entry.
+
+    Args:
+        jpeg: baseline with restart markers.
+        orientation: EXIF orientation of its pixels.
+        label: (H, W) uint8 raw ids of the upright photo.
+        encoding, source: see ``EntryInfo``.
+    """
+    frame = parse_frame(jpeg)
+    segments = index_segments(jpeg, frame)
+    tiles = encode_tiles(label)
+    blocks, mixed = preview_blocks(label)
+    tables = {
+        "segments": zstandard.compress(segments.astype("<u4").tobytes(), 9),
+        "blocks": zstandard.compress(blocks.tobytes(), 9),
+        "mixed": zstandard.compress(np.packbits(mixed).tobytes(), 9),
+    }
+    payload = b"".join([jpeg, *tiles, *tables.values()])
+    directory = {
+        "size": list(label.shape),
+        "orientation": orientation,
+        "encoding": encoding,
+        "source": source,
+        "jpeg_bytes": len(jpeg),
+        "header_bytes": frame.scan_offset,
+        "tile_bytes": [len(tile) for tile in tiles],
+        "table_bytes": {name: len(table) for name, table in tables.items()},
+        "payload_sha256": hashlib.sha256(payload).hexdigest(),
+    }
+    encoded = json.dumps(directory, separators=(",", ":")).encode()
+    return b"".join([payload, encoded, _FOOTER.pack(_MAGIC, FORMAT_VERSION, 0, len(encoded))])
+
+
+class Entry:
+    """Reads windows of an entry.
+
+    Args:
+        read: gives bytes of the file; raises OSError.
+        length: of the file in bytes.
+        name: of the file, for messages.
+
+    Raises:
+        StoreError: the file is no entry, is damaged, or was written by a newer version.
+    """
+
+    def __init__(self, read: Read, length: int, name: str) -> None:
+        self._read_file = read
+        self._length = length
+        self._name = name
+        self._tail_offset = max(0, length - _TAIL)
+        self._tail = read(self._tail_offset, length - self._tail_offset)
+        if len(self._tail) != length - self._tail_offset or length < _FOOTER.size:
+            raise self._damaged("it is cut off")
+        magic, version, _, directory_bytes = _FOOTER.unpack(self._tail[-_FOOTER.size :])
+        if magic != _MAGIC:
+            raise self._damaged("it does not end like an entry")
+        if version > FORMAT_VERSION:
+            raise StoreError(
+                f"{name}: written in format {version}; this program reads format {FORMAT_VERSION}. "
+                "Update the program, or make the store again with it."
+            )
+        end = length - _FOOTER.size - directory_bytes
+        try:
+            directory = json.loads(self._read(end, directory_bytes))
+            self.info = EntryInfo(
+                (int(directory["size"][0]), int(directory["size"][1])),
+                int(directory["orientation"]),
+                str(directory["encoding"]),
+                directory["source"],
+                str(directory["payload_sha256"]),
+                end,
+            )
+            self._tile_bytes = [int(value) for value in directory["tile_bytes"]]
+            self._jpeg_bytes, self._header_bytes = (
+                int(directory["jpeg_bytes"]),
+                int(directory["header_bytes"]),
+            )
+            self._tables: dict[str, tuple[int, int]] = {}
+            position = self._jpeg_bytes + sum(self._tile_bytes)
+            for table, size in directory["table_bytes"].items():
+                self._tables[table] = position, int(size)
+                position += int(size)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise self._damaged(f"directory: {error}") from error
+        if position != end:
+            raise self._damaged("its parts do not add up")
+
+    def label(self, window: Window) -> NDArray[np.uint8]:
+        """(height, width) uint8 raw ids under a window of the upright photo; raises ``StoreError``."""
+        try:
+            return self._tiles.decode(window)
+        except LabelError as error:
+            raise self._damaged(str(error)) from error
+
+    def image(self, window: Window) -> NDArray[np.uint8]:
+        """(height, width, 3) uint8 RGB under a window of the upright photo; raises ``StoreError``."""
+        stored = stored_window(window, self.info.size, self.info.orientation)
+        try:
+            return upright(self._jpeg.decode(stored), self.info.orientation)
+        except JpegError as error:
+            raise self._damaged(f"photo: {error}") from error
+
+    def preview(self) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Blocks of raw ids and which of them are mixed, see ``preview_blocks``."""
+        shape = tuple(-(-edge // 16) for edge in self.info.size)
+        blocks = np.frombuffer(self._table("blocks"), np.uint8)
+        mixed = np.unpackbits(np.frombuffer(self._table("mixed"), np.uint8), count=blocks.size)
+        try:
+            return blocks.reshape(shape), mixed.astype(bool).reshape(shape)
+        except ValueError as error:
+            raise self._damaged(f"preview: {error}") from error
+
+    def check_payload(self) -> None:
+        """Read everything and compare its checksum; raises ``StoreError``."""
+        payload = self._read_file(0, self.info.payload_bytes)
+        if hashlib.sha256(payload).hexdigest() != self.info.payload_sha256:
+            raise self._damaged("its checksum is wrong")
+
+    @cached_property
+    def _jpeg(self) -> RestartJpeg:
+        segments = np.frombuffer(self._table("segments"), "<u4").astype(np.uint32)
+        return RestartJpeg(self._read, self._read(0, self._header_bytes), segments)
+
+    @cached_property
+    def _tiles(self) -> LabelTiles:
+        return LabelTiles(self._read, self._jpeg_bytes, self._tile_bytes, self.info.size)
+
+    def _table(self, name: str) -> bytes:
+        if name not in self._tables:
+            raise self._damaged(f"it has no table {name!r}")
+        try:
+            return zstandard.decompress(self._read(*self._tables[name]))
+        except zstandard.ZstdError as error:
+            raise self._damaged(f"table {name!r}: {error}") from error
+
+    def _read(self, offset: int, length: int) -> bytes:
+        if offset >= self._tail_offset:
+            data = self._tail[offset - self._tail_offset : offset - self._tail_offset + length]
+        else:
+            data = self._read_file(offset, length)
+        if len(data) != length:
+            raise self._damaged("it is cut off")
+        return data
+
+    def _damaged(self, reason: str) -> StoreError:
+        return StoreError(
+            f"{self._name}: this store entry is damaged ({reason}). Delete the file and run src.prepare again: "
+            "it makes the missing entries."
+        )
+
+
+def stored_window(window: Window, size: tuple[int, int], orientation: int) -> Window:
+    """Where the pixels of an upright window lie before an EXIF orientation is applied.
+
+    Args:
+        window: in the upright photo.
+        size: (H, W) of the upright photo.
+        orientation: 1 to 8, see ``src.photos.upright``, which this undoes.
+    """
+    top, left, height, width = window
+    if orientation in (3, 4, 7, 8):
+        top = size[0] - top - height
+    if orientation in (2, 3, 6, 7):
+        left = size[1] - left - width
+    return Window(left, top, width, height) if orientation >= 5 else Window(top, left, height, width)

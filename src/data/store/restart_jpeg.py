@@ -1,0 +1,274 @@
+"""Decoding a window of a JPEG without decoding the rest.
+
+A restart marker ends a segment: behind it the decoder starts afresh, so segments can be decoded one without
+the other. ``jpegtran`` puts markers into any baseline JPEG without changing a coefficient. The segments under a
+window, put behind a copy of the header with another height and width, are a small JPEG whose pixels equal those
+of the whole photo, apart from the outermost two rows and columns, where upsampled chroma would need its
+neighbours. Windows are therefore decoded with a margin.
+
+    MCU  minimum coded unit: the block of pixels that a JPEG codes at once, 8x8 to 32x16 pixels
+    H, W  height and width as stored in the file, before any EXIF orientation
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from src.data.source import Window
+from src.errors import UserError
+
+SEGMENT_PIXELS = 128  # wanted width of a segment: narrow ones spare decoding, wide ones spare bytes
+_NARROWEST = 64  # a marker costs about six bytes, too much for every 8 or 16 pixels of a row
+_MARGIN = 2  # pixels; chroma upsampling looks one chroma sample further, which is up to two pixels
+
+_SOI, _EOI, _SOS, _DRI, _TEM = 0xD8, 0xD9, 0xDA, 0xDD, 0x01
+_BASELINE = (0xC0, 0xC1)
+_OTHER_FRAMES = frozenset(range(0xC2, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_FIRST_RESTART, _LAST_RESTART = 0xD0, 0xD7
+
+Read = Callable[[int, int], bytes]  # (offset, length) -> bytes of the file
+
+
+class JpegError(ValueError):
+    """Bytes that are not the JPEG they should be."""
+
+
+class UnsuitableJpeg(JpegError):
+    """A JPEG that cannot be cut into segments: not three or one components, not baseline, several scans."""
+
+
+class Frame(NamedTuple):
+    """What the header of a baseline JPEG says.
+
+    Attributes:
+        height, width: pixels as stored.
+        mcu_height, mcu_width: pixels.
+        size_offset: position of height and width in the file.
+        scan_offset: position of the first coded byte.
+        restart_interval: MCUs per segment, 0 without restart markers.
+    """
+
+    height: int
+    width: int
+    mcu_height: int
+    mcu_width: int
+    size_offset: int
+    scan_offset: int
+    restart_interval: int
+
+    @property
+    def mcu_rows(self) -> int:
+        return -(-self.height // self.mcu_height)
+
+    @property
+    def mcu_columns(self) -> int:
+        return -(-self.width // self.mcu_width)
+
+
+def parse_frame(data: bytes) -> Frame:
+    """Read the header.
+
+    Raises:
+        JpegError: the header is damaged.
+        UnsuitableJpeg: see there.
+    """
+    if data[:2] != bytes((0xFF, _SOI)):
+        raise JpegError("not a JPEG")
+    position, interval = 2, 0
+    frame: tuple[int, int, int, int, int] | None = None
+    components = 0
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:
+            raise JpegError(f"no marker at byte {position}")
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        (length,) = struct.unpack_from(">H", data, position + 2)
+        body = data[position + 4 : position + 2 + length]
+        if marker in _OTHER_FRAMES:
+            raise UnsuitableJpeg("not a baseline JPEG")
+        if marker in _BASELINE:
+            precision, height, width, components = struct.unpack_from(">BHHB", body)
+            if precision != 8 or components not in (1, 3) or height == 0:
+                raise UnsuitableJpeg(f"{components} components of {precision} bits, height {height}")
+            sampling = [body[7 + 3 * index] for index in range(components)]
+            # The only component of a scan is coded block by block, whatever its sampling factors.
+            horizontal = 1 if components == 1 else max(factor >> 4 for factor in sampling)
+            vertical = 1 if components == 1 else max(factor & 15 for factor in sampling)
+            frame = height, width, 8 * vertical, 8 * horizontal, position + 5
+        elif marker == _DRI:
+            (interval,) = struct.unpack_from(">H", body)
+        elif marker == _SOS:
+            if frame is None or body[0] != components:
+                raise UnsuitableJpeg("its components lie in several scans")
+            return Frame(*frame, position + 2 + length, interval)
+        position += 2 + length
+    raise JpegError("the header is cut off")
+
+
+def segment_mcus(frame: Frame) -> int:
+    """MCUs per segment: the divisor of a row's MCUs that comes closest to ``SEGMENT_PIXELS``, or the row."""
+    wide_enough = [
+        mcus
+        for mcus in range(1, frame.mcu_columns + 1)
+        if frame.mcu_columns % mcus == 0
+        and (mcus * frame.mcu_width >= _NARROWEST or mcus == frame.mcu_columns)
+    ]
+    return min(wide_enough, key=lambda mcus: abs(np.log(mcus * frame.mcu_width / SEGMENT_PIXELS)))
+
+
+def find_jpegtran() -> str:
+    """Path of the system's jpegtran.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    found = shutil.which("jpegtran")
+    if found is None:
+        raise UserError(
+            "jpegtran is not installed; it rewrites JPEGs without loss. Debian and Ubuntu: "
+            "apt-get install libjpeg-turbo-progs; macOS: brew install jpeg-turbo (and add its bin folder to PATH); "
+            "conda: conda install -c conda-forge libjpeg-turbo."
+        )
+    return found
+
+
+def add_restart_markers(jpeg: bytes, jpegtran: str) -> bytes:
+    """Rewrite a JPEG as one baseline scan with restart markers; its pixels stay the same, metadata is dropped.
+
+    Args:
+        jpeg: any JPEG, also a progressive one.
+        jpegtran: see ``find_jpegtran``.
+
+    Raises:
+        UnsuitableJpeg: it has other than one or three components, or codes them in a way jpegtran cannot rewrite.
+    """
+
+    def run(data: bytes, interval: int) -> bytes:
+        command = [jpegtran, "-copy", "none", "-optimize", "-restart", f"{interval}B"]
+        result = subprocess.run(command, input=data, capture_output=True)
+        if result.returncode != 0:
+            reason = result.stderr.decode(errors="replace").strip()
+            raise UnsuitableJpeg(f"jpegtran refuses it: {reason}")
+        return result.stdout
+
+    try:
+        frame = parse_frame(jpeg)
+    except UnsuitableJpeg:
+        jpeg = run(jpeg, 0)  # one baseline scan, which tells the size of an MCU
+        frame = parse_frame(jpeg)
+    return run(jpeg, segment_mcus(frame))
+
+
+def with_orientation(jpeg: bytes, orientation: int) -> bytes:
+    """Put an EXIF block with nothing but the orientation behind a JPEG's first marker, so viewers show it upright."""
+    if orientation == 1:
+        return jpeg
+    entry = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    tiff = b"MM\x00*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
+    block = b"Exif\x00\x00" + tiff
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + jpeg[2:]
+
+
+def index_segments(jpeg: bytes, frame: Frame) -> NDArray[np.uint32]:
+    """Lengths of all segments in bytes, each with the marker behind it.
+
+    Raises:
+        JpegError: the markers are not those that the header announces.
+    """
+    coded = np.frombuffer(jpeg, np.uint8)[frame.scan_offset :]
+    escapes = np.flatnonzero(coded[:-1] == 0xFF)
+    markers = coded[escapes + 1]
+    ends = escapes[(markers >= _FIRST_RESTART) & (markers <= _EOI)] + 2
+    starts = np.concatenate([[0], ends])
+    numbers = coded[ends - 1]
+    expected = _FIRST_RESTART + np.arange(len(ends)) % 8
+    expected[-1:] = _EOI
+    if frame.restart_interval == 0 or frame.mcu_columns % frame.restart_interval:
+        raise JpegError("its restart interval does not divide a row")
+    segments = frame.mcu_rows * (frame.mcu_columns // frame.restart_interval)
+    if len(ends) != segments or (numbers != expected).any():
+        raise JpegError(f"{len(ends)} segments instead of {segments}, or wrongly numbered")
+    return np.diff(starts).astype(np.uint32)
+
+
+class RestartJpeg:
+    """Decodes windows of a JPEG with restart markers.
+
+    Args:
+        read: gives bytes of the file.
+        header: the file's bytes up to the first coded one.
+        segments: as ``index_segments`` gives them.
+    """
+
+    def __init__(self, read: Read, header: bytes, segments: NDArray[np.uint32]) -> None:
+        self._read = read
+        self._header = header
+        self._frame = frame = parse_frame(header)
+        self._per_row = frame.mcu_columns // frame.restart_interval
+        self._starts = np.zeros(len(segments) + 1, dtype=np.int64)  # relative to the first coded byte
+        np.cumsum(segments, out=self._starts[1:])
+        if len(segments) != frame.mcu_rows * self._per_row:
+            raise JpegError(f"an index of {len(segments)} segments does not fit the header")
+
+    def decode(self, window: Window) -> NDArray[np.uint8]:
+        """(height, width, 3) uint8 RGB under a window of the stored photo.
+
+        Raises:
+            JpegError: the coded bytes are damaged.
+        """
+        frame = self._frame
+        width, height = frame.mcu_width * frame.restart_interval, frame.mcu_height
+        first_row = max(0, window.top - _MARGIN) // height
+        last_row = -(-min(frame.height, window.top + window.height + _MARGIN) // height)
+        first = max(0, window.left - _MARGIN) // width
+        last = -(-min(frame.width, window.left + window.width + _MARGIN) // width)
+        top, left = first_row * height, first * width
+        size = min(frame.height, last_row * height) - top, min(frame.width, last * width) - left
+        pixels = self._decode(self._splice(range(first_row, last_row), first, last, size))
+        if pixels.shape[:2] != size:
+            raise JpegError(f"{pixels.shape[:2]} pixels were decoded instead of {size}")
+        return pixels[
+            window.top - top : window.top - top + window.height,
+            window.left - left : window.left - left + window.width,
+        ]
+
+    def _splice(self, rows: range, first: int, last: int, size: tuple[int, int]) -> bytearray:
+        """A JPEG of the segments first..last of the given rows of MCUs."""
+        firsts = np.arange(rows.start, rows.stop)[:, None] * self._per_row + first  # (rows, 1)
+        begin, end = int(self._starts[firsts[0, 0]]), int(self._starts[firsts[-1, 0] + last - first])
+        coded = memoryview(self._read(len(self._header) + begin, end - begin))
+        from_to = (self._starts[firsts + np.array([0, last - first])] - begin).tolist()
+        jpeg = bytearray(self._header)
+        struct.pack_into(">HH", jpeg, self._frame.size_offset, *size)
+        for start, stop in from_to:
+            jpeg += coded[start:stop]
+        # Every segment ends with a marker: number them anew, and end the last with the end of the image.
+        starts = self._starts[firsts + np.arange(last - first + 1)]  # (rows, segments + 1)
+        ends = len(self._header) + np.cumsum(np.diff(starts, axis=1).ravel())
+        written = np.frombuffer(jpeg, np.uint8)
+        if (
+            len(jpeg) != ends[-1]
+            or (written[ends - 2] != 0xFF).any()
+            or (written[ends - 1] & 0xF0 != 0xD0).any()
+        ):
+            raise JpegError("restart markers are not where the index says")
+        written[ends - 1] = _FIRST_RESTART + np.arange(len(ends)) % 8
+        written[-1] = _EOI
+        return jpeg
+
+    @staticmethod
+    def _decode(jpeg: bytearray) -> NDArray[np.uint8]:
+        try:
+            return simplejpeg.decode_jpeg(jpeg, colorspace="RGB", strict=True)
+        except ValueError as error:
+            raise JpegError(str(error)) from error

@@ -1,0 +1,132 @@
+"""Convert a dataset, once, so that training crops decode only what they show.
+
+``python -m src.prepare data=<choice> output=<folder> [format=store|litdata] [verify=sample|all]``
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from src.config import CONFIG_DIR, build, to_plain
+from src.data.datamodule import SPLITS, SegmentationDataModule
+from src.data.folder import DatasetError, Pair
+from src.data.store.convert import convert_split, verify_split
+from src.data.store.restart_jpeg import find_jpegtran
+from src.data.store.shards import INDEX, write_shards
+from src.errors import UserError, explained
+
+FORMATS = ("store", "litdata")
+VERIFY = {None: 0.0, "sample": 0.01, "all": 1.0}  # share of the entries
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="prepare")
+def main(config: DictConfig) -> None:
+    """Convert as configured; exit code 1 when photos could not be converted or verified."""
+    with explained():
+        failures = prepare(config)
+    if failures:
+        raise SystemExit(1)
+
+
+def prepare(config: DictConfig) -> dict[str, str]:
+    """Make or finish the store; returns what failed, with the reason.
+
+    Raises:
+        UserError: nothing can be converted as configured, or the disk is full.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    plain = to_plain(config)
+    folder = _output(plain)
+    data: SegmentationDataModule = build(config.data)
+    data.prepare_data()
+    splits = _splits(data, plain["splits"], folder)
+    entries = folder if plain["format"] == "store" else folder / ".entries"
+    workers = plain["workers"] or os.cpu_count() or 1
+    failures: dict[str, str] = {}
+    for split, pairs in splits.items():
+        if plain["format"] == "litdata" and (folder / split / INDEX).exists():
+            console.print(f"{split}: packed already; delete {folder / split} to pack it again")
+            continue
+        with _bar(console, f"{split}: converting", len(pairs)) as advance:
+            result = convert_split(pairs, entries / split, data.class_map, workers, advance)
+        failures |= {f"{split}/{name}": reason for name, reason in result.manifest.failed.items()}
+        console.print(
+            f"{split}: {result.converted} converted, {len(result.manifest.entries) - result.converted} were there, "
+            f"{len(result.manifest.failed)} failed"
+        )
+        if share := VERIFY[plain["verify"]]:
+            listed = len(result.manifest.entries)
+            with _bar(console, f"{split}: verifying", max(1, round(share * listed))) as advance:
+                wrong = verify_split(pairs, entries / split, share, workers, advance)
+            failures |= {f"{split}/{name}": reason for name, reason in wrong.items()}
+        if plain["format"] == "litdata":
+            with _bar(console, f"{split}: packing", len(result.manifest.entries)) as advance:
+                write_shards(entries / split, folder / split, plain["shard_megabytes"], advance)
+    if entries != folder:
+        shutil.rmtree(entries, ignore_errors=True)
+    for name, reason in failures.items():
+        console.print(f"failed: {name}: {reason}")
+    console.print(f"{'finished with failures' if failures else 'finished'}: data.store={folder.resolve()}")
+    return failures
+
+
+def _output(plain: dict[str, Any]) -> Path:
+    usage = "Usage: python -m src.prepare data=<choice> output=<folder>"
+    if plain["output"] is None:
+        raise UserError(f"output is not given. {usage}")
+    if plain["format"] not in FORMATS:
+        raise UserError(f"format={plain['format']}: choose one of {', '.join(FORMATS)}")
+    if plain["verify"] not in VERIFY:
+        raise UserError(f"verify={plain['verify']}: choose sample or all, or leave it out")
+    folder = Path(plain["output"]).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output={folder} is a file; give a folder")
+    find_jpegtran()
+    return folder
+
+
+def _splits(
+    data: SegmentationDataModule, wanted: Sequence[str] | None, folder: Path
+) -> dict[str, Sequence[Pair]]:
+    """The pairs of every split; without a wish, of those whose folders exist."""
+    splits: dict[str, Sequence[Pair]] = {}
+    problem: UserError | None = None
+    for split in wanted or SPLITS:
+        try:
+            splits[split] = data.pairs(split)
+        except UserError as error:
+            if wanted or not isinstance(error, DatasetError) or data.has_split(split):
+                raise
+            problem = error
+    if not splits and problem is not None:
+        raise problem
+    for pairs in splits.values():
+        for source in {file.parent.resolve() for pair in pairs for file in (pair.image, pair.label)}:
+            if folder.resolve().is_relative_to(source) or source.is_relative_to(folder.resolve()):
+                raise UserError(
+                    f"output={folder} and the source {source} lie one in the other, so photos and entries would mix; "
+                    "choose another folder"
+                )
+    return splits
+
+
+@contextmanager
+def _bar(console: Console, title: str, total: int) -> Iterator[Callable[[Any], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=console) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda _: progress.advance(task)
+
+
+if __name__ == "__main__":
+    main()

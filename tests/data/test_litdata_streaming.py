@@ -1,0 +1,209 @@
+"""Shards from a folder and from a real S3 server on the loopback interface."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lightning
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from src.data.classes import ClassMap, Taxonomy
+from src.data.datamodule import SegmentationDataModule
+from src.data.folder import SplitFolders, find_pairs
+from src.data.store.convert import convert_split
+from src.data.store.entry import StoreError
+from src.data.store.shards import write_shards
+from src.structures import CropBatch
+
+pytest.importorskip("litdata")
+boto3 = pytest.importorskip("boto3")
+pytest.importorskip("moto.server")
+
+CLASSES = {"background": [0, 0, 0], "person": [255, 0, 0], "sky": [0, 0, 255]}
+PHOTOS = 24
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of about three photos each."""
+    root = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", PHOTOS), ("val", 3)):
+        (root / "images" / split).mkdir(parents=True)
+        (root / "labels" / split).mkdir(parents=True)
+        for index in range(count):
+            noise = rng.integers(0, 256, (330, 340, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(root / "images" / split / f"p{index:02}.jpg", quality=95)
+            label = (cv2.GaussianBlur(noise, (0, 0), 3)[..., 0] > 127).astype(np.uint8)
+            Image.fromarray(label).save(root / "labels" / split / f"p{index:02}.png")
+        pairs = find_pairs(SplitFolders(root / "images" / split, root / "labels" / split))
+        class_map = ClassMap(Taxonomy.from_mapping(CLASSES))
+        convert_split(pairs, root / "store" / split, class_map, 1, lambda _: None)
+        write_shards(root / "store" / split, root / "shards" / split, 1, lambda _: None)
+    assert len(list((root / "shards/train").glob("*.bin"))) > 2
+    return root / "shards"
+
+
+class Server:
+    """A moto server in a process of its own, filled with the shards."""
+
+    def __init__(self, shards: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._wait(port)
+        client = boto3.client("s3", endpoint_url=self.url)
+        client.create_bucket(Bucket="photos")
+        for file in shards.rglob("*"):
+            if file.is_file():
+                client.upload_file(str(file), "photos", f"set/{file.relative_to(shards).as_posix()}")
+
+    @staticmethod
+    def _wait(port: int) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            time.sleep(0.2)
+        raise TimeoutError("the server did not start")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def server(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    server = Server(shards)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    yield server
+    server.kill()
+
+
+def datamodule(store: str, cache: Path, **changes: Any) -> SegmentationDataModule:
+    arguments: dict[str, Any] = {"crop_size": 32, "batch_size": 2, "scales": [1.0], "cache_gigabytes": 1}
+    arguments |= {"cache_folder": str(cache), "store": store}
+    data = SegmentationDataModule("unused", CLASSES, **(arguments | changes))
+    data.setup("fit")
+    return data
+
+
+class Recorder(lightning.LightningModule):
+    """Trains a small network and remembers the crops it was fed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Conv2d(3, 1, 3)
+        self.crops: list[bytes] = []
+
+    def training_step(self, batch: CropBatch, _: int) -> Tensor:
+        self.crops += [image.cpu().numpy().tobytes() for image in batch.images]
+        return self.network(batch.images / 255).mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class SaveAt(lightning.Callback):
+    """Writes a checkpoint behind one step."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def fit(data: SegmentationDataModule, folder: Path, resume: Path | None = None, **options: Any) -> Recorder:
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        **options,
+    )
+    recorder = Recorder()
+    trainer.fit(recorder, datamodule=data, ckpt_path=resume)
+    return recorder
+
+
+def test_epochs_and_workers(shards: Path, tmp_path: Path) -> None:
+    one = list(datamodule(str(shards), tmp_path / "a").train_dataloader())
+    loader = datamodule(str(shards), tmp_path / "b", num_workers=2).train_dataloader()
+    two, second_epoch = list(loader), list(loader)
+
+    def crops(batches: list[CropBatch]) -> set[bytes]:
+        return {image.numpy().tobytes() for batch in batches for image in batch.images}
+
+    assert len(crops(one)) == PHOTOS
+    assert crops(one) == crops(two)
+    assert not crops(second_epoch) & crops(two)
+
+
+def test_evaluation_sees_every_photo_once(shards: Path, tmp_path: Path) -> None:
+    names = [item.name for item in datamodule(str(shards), tmp_path).val_dataloader()]
+    assert sorted(names) == ["p00", "p01", "p02"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_from_s3_resumes_exactly(server: Server, tmp_path: Path, workers: int) -> None:
+    store, checkpoint = "s3://photos/set", tmp_path / "stopped.ckpt"
+    options = {"max_epochs": 2}
+    whole = fit(
+        datamodule(store, tmp_path / "a", num_workers=workers),
+        tmp_path,
+        callbacks=[SaveAt(checkpoint, 5)],
+        **options,
+    )
+    assert len(set(whole.crops)) == 2 * PHOTOS
+    resumed = fit(
+        datamodule(store, tmp_path / "b", num_workers=workers), tmp_path, resume=checkpoint, **options
+    )
+    assert resumed.crops == whole.crops[10:]
+
+
+@pytest.mark.slow
+def test_killed_server(server: Server, tmp_path: Path) -> None:
+    batches = iter(datamodule("s3://photos/set", tmp_path).train_dataloader())
+    next(batches)
+    server.kill()
+    with pytest.raises(StoreError, match=r"s3://photos/set/train: the shards cannot be read.*resume"):
+        list(batches)
+
+
+def test_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, os.environ.get(name, "test"))
+    with pytest.raises(StoreError, match="s3://photos/set/train: the shards cannot be read"):
+        datamodule("s3://photos/set", tmp_path).train_dataloader()

@@ -1,0 +1,342 @@
+"""Entries against full decoding, conversion against broken input, the data module with and without a store."""
+
+from __future__ import annotations
+
+import errno
+import io
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from src.data.classes import ClassMap, Taxonomy
+from src.data.crops import RandomCrop, cut_label, is_varied, scaled_size
+from src.data.datamodule import SegmentationDataModule
+from src.data.device_transforms import boundary_maps, hsv_to_rgb, rgb_to_hsv
+from src.data.folder import FolderSource, Pair, SplitFolders, find_pairs
+from src.data.source import Window
+from src.data.store import convert
+from src.data.store.convert import convert_split, verify_split
+from src.data.store.entry import Entry, StoreError
+from src.data.store.source import StoreSource
+from src.data.targets import boundary_map
+from src.errors import UserError
+from src.photos import read_photo
+
+CLASSES = {"background": [0, 0, 0], "person": [255, 0, 0], "sky": [0, 0, 255]}
+CLASS_MAP = ClassMap(Taxonomy.from_mapping(CLASSES))
+
+
+def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return cv2.GaussianBlur(noise, (0, 0), 2)
+
+
+def regions(height: int, width: int, seed: int = 0) -> np.ndarray:
+    label = (smooth(height, width, seed + 1)[..., 0] > 128).astype(np.uint8)
+    label[: height // 3, : width // 2] = 2
+    label[-height // 8 :] = 255
+    return label
+
+
+def write_pair(folder: Path, name: str, jpeg: bytes, label: np.ndarray) -> Pair:
+    folder.mkdir(parents=True, exist_ok=True)
+    pair = Pair(name, folder / f"{name}.jpg", folder / f"{name}.png")
+    pair.image.write_bytes(jpeg)
+    Image.fromarray(label).save(pair.label)
+    return pair
+
+
+def encode(pixels: np.ndarray, subsampling: str, orientation: int = 1, progressive: bool = False) -> bytes:
+    if subsampling == "Gray":
+        image = Image.fromarray(pixels[..., 0])
+    elif subsampling in ("440", "411"):
+        data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), 88, "RGB", subsampling)
+        return convert.with_orientation(data, orientation)
+    else:
+        image = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    chroma = {} if subsampling == "Gray" else {"subsampling": {"444": 0, "422": 1, "420": 2}[subsampling]}
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=88, exif=exif, progressive=progressive, **chroma)
+    return file.getvalue()
+
+
+def make(pairs: list[Pair], folder: Path) -> convert.Conversion:
+    return convert_split(pairs, folder, CLASS_MAP, 2, lambda _: None)
+
+
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
+@pytest.mark.parametrize(("size", "orientation"), [((150, 203), 1), ((97, 640), 6), ((321, 256), 3)])
+def test_windows_equal_full_decoding(
+    tmp_path: Path, subsampling: str, size: tuple[int, int], orientation: int
+) -> None:
+    progressive = orientation == 3 and subsampling in ("420", "444")
+    upright = size[::-1] if orientation == 6 else size
+    label = regions(*upright)
+    pair = write_pair(tmp_path, "a", encode(smooth(*size), subsampling, orientation, progressive), label)
+    result = make([pair], tmp_path / "store")
+    assert not result.manifest.failed
+    assert result.manifest.entries["a"].encoding == "lossless"
+    photo = StoreSource(tmp_path / "store", CLASS_MAP).open(0)
+    whole = read_photo(pair.image)
+    assert photo.size == whole.shape[:2] == upright
+    rng = np.random.default_rng(0)
+    height, width = photo.size
+    windows = [Window(0, 0, height, width), Window(height - 1, width - 1, 1, 1), Window(0, 0, 1, 1)]
+    for _ in range(25):
+        top, left = int(rng.integers(height)), int(rng.integers(width))
+        at_border = rng.random() < 0.3
+        bottom = height if at_border else int(rng.integers(top, height)) + 1
+        right = width if at_border else int(rng.integers(left, width)) + 1
+        windows.append(Window(top, left, bottom - top, right - left))
+    for window in windows:
+        np.testing.assert_array_equal(photo.image(window), whole[window.slices])
+        np.testing.assert_array_equal(photo.label(window), label[window.slices])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_and_viewers(tmp_path: Path, orientation: int) -> None:
+    pixels = smooth(90, 140)
+    label = regions(*(pixels.shape[:2] if orientation < 5 else pixels.shape[1::-1]))
+    pair = write_pair(tmp_path, "a", encode(pixels, "420", orientation), label)
+    make([pair], tmp_path / "store")
+    photo = StoreSource(tmp_path / "store", CLASS_MAP).open(0)
+    window = Window(11, 23, 60, 41)
+    np.testing.assert_array_equal(photo.image(window), read_photo(pair.image)[window.slices])
+    # The entry itself is an ordinary photo that shows upright.
+    np.testing.assert_array_equal(read_photo(tmp_path / "store/a.jpg"), read_photo(pair.image))
+
+
+def test_png_is_encoded_once(tmp_path: Path) -> None:
+    pixels, label = smooth(70, 90), regions(70, 90)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(label).save(tmp_path / "label.png")
+    pair = Pair("a", tmp_path / "a.png", tmp_path / "label.png")
+    result = make([pair], tmp_path / "store")
+    assert result.manifest.entries["a"].encoding == "jpeg 95 4:4:4"
+    photo = StoreSource(tmp_path / "store", CLASS_MAP).open(0)
+    assert np.abs(photo.image(Window(0, 0, 70, 90)).astype(int) - pixels).mean() < 2
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.5, 0.7, 1.0, 1.3, 2.0]), st.sampled_from([0.5, 0.75, 0.9]))
+def test_preview_never_contradicts_the_label_map(seed: int, scale: float, share: float) -> None:
+    from src.data.preview import MIXED, LabelPreview, preview_blocks
+
+    rng = np.random.default_rng(seed)
+    label = cv2.resize(
+        rng.integers(0, 3, (6, 7), dtype=np.uint8), (233, 190), interpolation=cv2.INTER_NEAREST
+    )
+    label[rng.integers(100) :][:30] = rng.choice([0, 255])
+    blocks, mixed = preview_blocks(label)
+    blocks[mixed] = MIXED
+    photo = FakePhoto(label)
+    size = scaled_size(photo.size, None, scale, None)
+    edge = min(64, *size)
+    window = Window(int(rng.integers(size[0] - edge + 1)), int(rng.integers(size[1] - edge + 1)), edge, edge)
+    from src.data.crops import _label_grid
+
+    decided = LabelPreview(blocks).is_varied(*_label_grid(photo, size, window), share)
+    assert decided in (None, is_varied(cut_label(photo, size, window), share))
+
+
+class FakePhoto:
+    name = "fake"
+    preview = None
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self.ids = ids
+        self.size: tuple[int, int] = ids.shape
+
+    def label(self, window: Window) -> np.ndarray:
+        return self.ids[window.slices]
+
+    def image(self, window: Window) -> np.ndarray:
+        raise AssertionError
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> list[Pair]:
+    """Four photos of two sizes in the benchmark's layout."""
+    root = tmp_path / "data"
+    made = []
+    for folder in ("images/train", "annotations/train", "images/val", "annotations/val"):
+        (root / folder).mkdir(parents=True)
+    for split in ("train", "val"):
+        for index in range(4):
+            size = (200, 300) if index % 2 else (260, 190)
+            pair = Pair(
+                f"p{index}", root / f"images/{split}/p{index}.jpg", root / f"annotations/{split}/p{index}.png"
+            )
+            pair.image.write_bytes(encode(smooth(*size, index), "420"))
+            Image.fromarray(regions(*size, index)).save(pair.label)
+            made.append(pair)
+    return made[:4]
+
+
+def datamodule(root: Path, **changes: Any) -> SegmentationDataModule:
+    arguments: dict[str, Any] = {"crop_size": 64, "batch_size": 2, "scales": [0.5, 1.0, 1.5]}
+    return SegmentationDataModule(str(root), CLASSES, **(arguments | changes))
+
+
+def test_same_crops_from_store_and_folder(pairs: list[Pair], tmp_path: Path) -> None:
+    make(pairs, tmp_path / "store")
+    store, folder = StoreSource(tmp_path / "store", CLASS_MAP), FolderSource(pairs, CLASS_MAP)
+    assert store.names == folder.names
+    crop = RandomCrop(64, [0.5, 0.8, 1.0, 1.7], max_class_share=0.6)
+    for seed in range(60):
+        a, b = (crop(source.open(seed % 4), np.random.default_rng(seed)) for source in (store, folder))
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(a[1], b[1])
+
+
+def test_same_batches_from_worker_device_and_store(pairs: list[Pair], tmp_path: Path) -> None:
+    root, store = tmp_path / "data", tmp_path / "store"
+    for split in ("train", "val"):
+        folders = SplitFolders(root / "images" / split, root / "annotations" / split)
+        make(find_pairs(folders), store / split)
+    batches = []
+    for changes in ({}, {"store": str(store)}, {"store": str(store), "augment_on": "device"}):
+        data = datamodule(root, samples_per_epoch=16, **changes)
+        data.setup("fit")
+        batches.append([data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()])
+        items = list(data.val_dataloader())
+        assert len(items) == 4
+    for plain, *others in zip(*batches, strict=True):
+        for other in others:
+            torch.testing.assert_close(other.images, plain.images, rtol=0, atol=0)
+            assert torch.equal(other.targets.labels, plain.targets.labels)
+            assert torch.equal(other.targets.boundaries, plain.targets.boundaries)
+
+
+def test_resuming_converts_only_what_is_missing(pairs: list[Pair], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    assert make(pairs, store).converted == 4
+    assert make(pairs, store).converted == 0
+    (store / "manifest.json").unlink()  # as an interrupted run leaves it
+    (store / "p1.jpg").unlink()
+    assert make(pairs, store).converted == 1
+    entry = (store / "p2.jpg").read_bytes()
+    (store / "p2.jpg").write_bytes(entry[:-100])
+    assert make(pairs, store).converted == 1
+    assert (store / "p2.jpg").read_bytes() == entry
+    assert verify_split(pairs, store, 1.0, 2, lambda _: None) == {}
+
+
+def test_bad_input_is_listed_and_the_rest_converted(pairs: list[Pair], tmp_path: Path) -> None:
+    pairs[0].image.write_bytes(pairs[0].image.read_bytes()[:3000])
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(pairs[1].label)
+    Image.fromarray(np.full((260, 190), 9, np.uint8)).save(pairs[2].label)
+    result = make(pairs, tmp_path / "store")
+    assert sorted(result.manifest.failed) == ["p0", "p1", "p2"]
+    assert "p0.jpg: the file is truncated" in result.manifest.failed["p0"]
+    assert "outside the class map: 9" in result.manifest.failed["p2"]
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["manifest.json", "p3.jpg"]
+    assert StoreSource(tmp_path / "store", CLASS_MAP).names == ("p3",)
+
+
+def test_changed_source_is_detected(pairs: list[Pair], tmp_path: Path) -> None:
+    make(pairs, tmp_path / "store")
+    source = StoreSource(tmp_path / "store", CLASS_MAP)
+    source.check_source(pairs)
+    pairs[0].label.touch()
+    source.check_source(pairs)  # the same content
+    label = np.array(Image.open(pairs[0].label))
+    Image.fromarray(label[::-1]).save(pairs[0].label)
+    with pytest.raises(StoreError, match=r"changed.*p0.*src\.prepare"):
+        source.check_source(pairs)
+    with pytest.raises(StoreError, match="p3"):
+        StoreSource(tmp_path / "store", CLASS_MAP).check_source(pairs[:3])
+    assert make(pairs, tmp_path / "store").converted == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_damaged_entries_are_named(entry_bytes: bytes, data: st.DataObject) -> None:
+    position = data.draw(st.integers(0, len(entry_bytes) - 1))
+    cut = data.draw(st.booleans())
+    damaged = bytearray(entry_bytes)
+    if cut:
+        del damaged[position:]
+    else:
+        damaged[position] ^= data.draw(st.integers(1, 255))
+    try:
+        entry = Entry(
+            lambda offset, length: bytes(damaged[offset : offset + length]), len(damaged), "x/name.jpg"
+        )
+        entry.check_payload()
+        entry.label(Window(0, 0, *entry.info.size))
+        entry.image(Window(0, 0, *entry.info.size))
+    except StoreError as error:
+        assert str(error).startswith("x/name.jpg: ")  # noqa: PT017
+    else:
+        assert not cut
+
+
+@pytest.fixture(scope="module")
+def entry_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("entry")
+    pair = write_pair(folder, "a", encode(smooth(100, 150), "420"), regions(100, 150))
+    make([pair], folder / "store")
+    return (folder / "store/a.jpg").read_bytes()
+
+
+def test_newer_versions_are_refused(pairs: list[Pair], tmp_path: Path) -> None:
+    make(pairs, tmp_path / "store")
+    entry = bytearray((tmp_path / "store/p0.jpg").read_bytes())
+    entry[-8:-6] = (2).to_bytes(2, "little")
+    (tmp_path / "store/p0.jpg").write_bytes(entry)
+    with pytest.raises(StoreError, match=r"p0\.jpg: written in format 2"):
+        StoreSource(tmp_path / "store", CLASS_MAP).open(0)
+    manifest = tmp_path / "store/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(StoreError, match="format 2; this program reads format 1"):
+        StoreSource(tmp_path / "store", CLASS_MAP)
+
+
+def test_full_disk_stops_cleanly(pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+
+    def write(path: Path, content: bytes) -> None:
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        path.write_bytes(content)
+
+    monkeypatch.setattr(convert, "write_atomically", write)
+    with pytest.raises(UserError, match=r"disk is full.*continues"):
+        make(pairs, tmp_path / "store")
+    monkeypatch.undo()
+    assert make(pairs, tmp_path / "store").converted == 2
+
+
+def test_jpegtran_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="libjpeg-turbo-progs"):
+        make([], tmp_path / "store")
+
+
+def test_colour_conversions_equal_opencv() -> None:
+    levels = np.arange(256, dtype=np.uint8)
+    for fixed in range(0, 180, 11):
+        pixels = np.stack([np.full((256, 256), fixed, np.uint8), *np.meshgrid(levels, levels)], -1)
+        planes = torch.from_numpy(pixels).float().permute(2, 0, 1)[None]
+        hsv = torch.stack(rgb_to_hsv(planes), -1)[0]
+        np.testing.assert_array_equal(hsv.numpy(), cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV))
+        rgb = hsv_to_rgb(*planes.unbind(1))[0].permute(1, 2, 0)
+        np.testing.assert_array_equal(rgb.numpy(), cv2.cvtColor(pixels, cv2.COLOR_HSV2RGB))
+
+
+def test_boundary_maps_on_the_device() -> None:
+    labels = np.stack([regions(40, 60, seed) for seed in range(3)])
+    expected = np.stack([boundary_map(label) for label in labels])
+    np.testing.assert_array_equal(boundary_maps(torch.from_numpy(labels)).numpy(), expected)
