@@ -1,70 +1,164 @@
-"""Evaluate a checkpoint: ``python -m src.evaluate checkpoint=<file> [data=...] [split=val|test]``."""
+"""Evaluate a checkpoint, or label maps that another program has predicted.
+
+``python -m src.evaluate checkpoint=<file> [data=...] [split=val|test]``
+``python -m src.evaluate predictions=<folder> data=... [split=val|test]``
+"""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 from lightning import Trainer
 from omegaconf import DictConfig
 from rich.console import Console
+from torch import Tensor
 
 from src.checkpoints.store import Checkpoint, load_network, read
 from src.config import CONFIG_DIR, build, to_plain
+from src.data.datamodule import SegmentationDataModule
 from src.engine.callbacks import PerImageScores
 from src.engine.logging import quiet_lightning
 from src.engine.module import SegmentationModule
 from src.errors import UserError, explained
-from src.metrics.table import class_table, image_table, render, write_csv, write_json
+from src.metrics.suite import SegmentationMetrics
+from src.metrics.table import class_table, render, without_curve
+from src.report.benchmark import is_mass13k, published_scores
+from src.report.console import comparison_tables, interval_line, published_table
+from src.report.predictions import Measured, find_predictions, score_predictions
+from src.report.record import Evaluation, read_record
+from src.report.results import Bootstrap, find_out, write_page, write_tables
 
-log = logging.getLogger(__name__)
+
+class Evaluated(NamedTuple):
+    """What a network or a folder of predictions leaves.
+
+    Attributes:
+        subject: what was evaluated, for people.
+        scores: of the set, see ``SegmentationMetrics.compute``.
+        images: measurements by image.
+        predictions: folder with the label maps as ``<name>.png``; None when they were not kept.
+        metrics: with the settings in use.
+        writes: whether this process writes the results; the others of a distributed evaluation do not.
+    """
+
+    subject: Path
+    scores: dict[str, Tensor]
+    images: Measured
+    predictions: Path | None
+    metrics: SegmentationMetrics
+    writes: bool = True
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="evaluate")
 def main(config: DictConfig) -> float:
-    """Print and write the scores of a checkpoint; returns the boundary IoU in percent."""
+    """Print and write the scores; returns the boundary IoU in percent."""
     with explained():
         return evaluate(config)
 
 
 def evaluate(config: DictConfig) -> float:
-    """Evaluate as configured; tables lie in ``config.run_dir``."""
+    """Evaluate as configured; tables, areas and report lie in ``config.run_dir``."""
     quiet_lightning()
     plain = to_plain(config)
     if config.split not in ("val", "test"):
         raise UserError(f"split={config.split}: choose val or test")
-    checkpoint = read(config.checkpoint)
-    data_config = plain.get("data") or checkpoint.config["data"]
-    _check_classes(checkpoint, data_config)
-    data = build({**data_config, "num_workers": config.num_workers})
+    if (config.checkpoint is None) == (config.predictions is None):
+        raise UserError("give either checkpoint=<file> or predictions=<folder of index PNGs>")
+    other = read_record(Path(config.compare).expanduser()) if config.compare else None
+    checkpoint = read(Path(config.checkpoint).expanduser()) if config.checkpoint else None
+    data_config = plain.get("data") or (checkpoint.config["data"] if checkpoint else None)
+    if data_config is None:
+        raise UserError("predictions=<folder> needs the labels to score them by: give data=<choice> too")
+    data: SegmentationDataModule = build({**data_config, "num_workers": config.num_workers})
+    if checkpoint is not None:
+        _check_classes(checkpoint, data_config)
+        evaluated = _evaluate_checkpoint(checkpoint, data, config, plain)
+    else:
+        evaluated = _evaluate_predictions(Path(config.predictions).expanduser(), data, config.split, plain)
+    if evaluated.writes:
+        _write_results(evaluated, data, data_config, checkpoint, other, plain)
+    return 100 * float(evaluated.scores["mBIoU"])
+
+
+def _evaluate_checkpoint(
+    checkpoint: Checkpoint, data: SegmentationDataModule, config: DictConfig, plain: dict[str, Any]
+) -> Evaluated:
     module = SegmentationModule(
-        load_network(checkpoint), None, None, list(data_config["classes"]), metrics=plain["metrics"]
+        load_network(checkpoint), None, None, data.taxonomy.names, metrics=plain["metrics"]
     )
-    per_image = PerImageScores()
+    folder = Path(config.run_dir) / "predictions" if config.report else None
+    per_image = PerImageScores(folder, data.taxonomy.colours)
     trainer: Trainer = build(config.trainer, callbacks=[per_image])
     run = trainer.validate if config.split == "val" else trainer.test
     run(module, data, verbose=False)
+    assert module.latest_scores is not None
+    images = Measured(per_image.scores, per_image.complexity)
+    return Evaluated(
+        checkpoint.path, module.latest_scores, images, folder, module.scores, trainer.is_global_zero
+    )
 
-    scores = module.latest_scores
-    assert scores is not None
-    folder, names = Path(config.run_dir), module.class_names
-    table = class_table(scores, names)
-    if trainer.is_global_zero:
-        console = Console(soft_wrap=True, highlight=False)
-        console.print(render(table, f"{checkpoint.path} on {data_config['root']} ({config.split})"))
-        write_csv(folder / "scores.csv", table)
-        facts: dict[str, Any] = {
-            "checkpoint": str(checkpoint.path),
-            "data": str(data_config["root"]),
-            "split": config.split,
-            "images": int(scores["images"]),
-        }
-        write_json(folder / "scores.json", table, **facts)
-        write_csv(folder / "images.csv", image_table(per_image.scores, names))
-        console.print(f"tables: {folder / 'scores.csv'}, scores.json and images.csv beside it")
-    return 100 * float(scores["mBIoU"])
+
+def _evaluate_predictions(
+    folder: Path, data: SegmentationDataModule, split: str, plain: dict[str, Any]
+) -> Evaluated:
+    data.prepare_data()
+    data.setup("validate" if split == "val" else "test")
+    source = data.source(split)
+    paths = find_predictions(folder, source.names)
+    metrics = SegmentationMetrics(data.num_classes, **plain["metrics"])
+    images = score_predictions(paths, source, metrics)
+    return Evaluated(folder, metrics.compute(), images, folder, metrics)
+
+
+def _write_results(
+    evaluated: Evaluated,
+    data: SegmentationDataModule,
+    data_config: dict[str, Any],
+    checkpoint: Checkpoint | None,
+    other: Evaluation | None,
+    plain: dict[str, Any],
+) -> None:
+    folder, split, names = Path(plain["run_dir"]), plain["split"], data.taxonomy.names
+    facts = {
+        "checkpoint" if checkpoint else "predictions": str(evaluated.subject),
+        "data": str(data_config["root"]),
+        "split": split,
+    }
+    bootstrap = Bootstrap(**plain["bootstrap"], seed=plain["seed"])
+    findings = find_out(
+        facts, data.taxonomy, evaluated.metrics, evaluated.scores, evaluated.images, bootstrap, other
+    )
+    published = None
+    if is_mass13k(data_config):
+        published = published_scores(
+            findings.intervals, split, len(findings.images.names), *_method(checkpoint)
+        )
+
+    console = Console(soft_wrap=True, highlight=False)
+    table = class_table(evaluated.scores, names)
+    console.print(render(without_curve(table), f"{evaluated.subject} on {data_config['root']} ({split})"))
+    console.print(interval_line(findings))
+    if published is not None:
+        console.print(published_table(published))
+        console.print(published.note)
+    if findings.comparison is not None:
+        console.print(*comparison_tables(findings.comparison, names), sep="\n")
+    write_tables(folder, findings)
+    console.print(f"tables: {folder / 'scores.csv'}, images.csv and scores.json beside it")
+    if plain["report"] is not None:
+        assert evaluated.predictions is not None
+        page = folder / "report.html"
+        write_page(page, findings, data.source(split), evaluated.predictions, published, **plain["report"])
+        console.print(f"report: {page}")
+
+
+def _method(checkpoint: Checkpoint | None) -> tuple[str, str]:
+    """Experiment and backbone of a checkpoint, empty for predictions of other programs."""
+    if checkpoint is None:
+        return "", ""
+    return str(checkpoint.config.get("name", "")), str(checkpoint.config["model"]["backbone"]["name"])
 
 
 def _check_classes(checkpoint: Checkpoint, data_config: dict[str, Any]) -> None:

@@ -78,6 +78,13 @@ def mask_complexity(label: NDArray[np.uint8], num_classes: int) -> NDArray[np.fl
     return np.array([isoperimetric_quotient(label == index) for index in range(num_classes)])
 
 
+def mean_complexity(label: NDArray[np.uint8], num_classes: int) -> float:
+    """Mean IPQ over the classes of one (H, W) label map; nan where every pixel is ignored."""
+    quotients = mask_complexity(label, num_classes)
+    present = ~np.isnan(quotients)
+    return float(quotients[present].mean()) if present.any() else float("nan")
+
+
 class DatasetComplexity(NamedTuple):
     """Complexity of a dataset over its masks, one per image and class present.
 

@@ -106,14 +106,19 @@ def write_json(path: Path, table: ScoreTable, **facts: Any) -> None:
         table: the scores, written as 0..1.
         facts: further entries beside the table, for example the number of images.
     """
-    rows = {
+    content = {**facts, table.corner: plain_rows(table)}
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def plain_rows(table: ScoreTable) -> dict[str, dict[str, float | None]]:
+    """``{"<row>": {"<column>": score}}`` for JSON: six decimals, nan is None."""
+    return {
         name: {
             column: None if math.isnan(score) else round(score, 6)
             for column, score in zip(table.columns, scores, strict=True)
         }
         for name, scores in table.rows
     }
-    write_atomically(path, (json.dumps({**facts, table.corner: rows}, indent=2) + "\n").encode())
 
 
 def _cell(column: str, score: float) -> str:

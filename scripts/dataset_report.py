@@ -1,0 +1,132 @@
+"""Describe a dataset: sizes, class frequencies, mask complexity (mIPQ), contours and polygon points.
+
+    python scripts/dataset_report.py data=mass13k data.root=<folder> [--output <folder>]
+
+Writes dataset.html, one file that opens anywhere, and dataset.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from src.audit.layout import existing_splits
+from src.audit.parallel import map_files
+from src.audit.statistics import (
+    PUBLISHED_MIPQ,
+    LabelStatistics,
+    SplitStatistics,
+    measure_label,
+    summarise,
+    to_plain,
+)
+from src.config import compose_config
+from src.config import to_plain as plain_config
+from src.data.classes import ClassMap, Taxonomy
+from src.data.folder import Pair, find_pairs
+from src.errors import UserError, explained
+from src.files import write_atomically
+from src.report.examples import Example, photo_and_label
+from src.report.page import render_page
+
+
+def describe(
+    data: Mapping[str, Any], output: Path, workers: int, examples: int
+) -> dict[str, SplitStatistics]:
+    """Measure every split, write dataset.json and dataset.html, and return the statistics.
+
+    Args:
+        data: configuration of the dataset, plain values.
+        output: folder of the two files.
+        workers: processes.
+        examples: photos to show, those with the most complex masks.
+    """
+    root = Path(data["root"]).expanduser().resolve()
+    if output.resolve().is_relative_to(root):
+        raise UserError(
+            f"{output} lies in the dataset {root}, which stays as it is; give --output another folder"
+        )
+    taxonomy = Taxonomy.from_mapping(data["classes"])
+    class_map = ClassMap(taxonomy, data.get("class_map"))
+    pairs = {split: find_pairs(folders) for split, folders in existing_splits(data).items()}
+    everything = [pair for found in pairs.values() for pair in found]
+    labels = map_files(
+        partial(measure_label, class_map=class_map, num_classes=taxonomy.num_classes),
+        [pair.label for pair in everything],
+        workers,
+        "measuring label maps",
+    )
+    splits, start = {}, 0
+    for split, found in pairs.items():
+        splits[split] = summarise(labels[start : start + len(found)], taxonomy.num_classes)
+        start += len(found)
+    if len(splits) > 1:
+        splits["all"] = summarise(labels, taxonomy.num_classes)
+
+    content = {"root": str(root), **to_plain(splits, taxonomy.names)}
+    write_atomically(output / "dataset.json", (json.dumps(content, indent=2) + "\n").encode())
+    page = render_page(
+        "dataset.html",
+        root=root,
+        classes=dict(zip(taxonomy.names, taxonomy.colours.tolist(), strict=True)),
+        splits=splits,
+        whole=list(splits.values())[-1],
+        published=PUBLISHED_MIPQ,
+        examples=_most_complex(everything, labels, taxonomy, class_map, examples),
+    )
+    write_atomically(output / "dataset.html", page.encode())
+    return splits
+
+
+def _most_complex(
+    pairs: Sequence[Pair],
+    labels: Sequence[LabelStatistics],
+    taxonomy: Taxonomy,
+    class_map: ClassMap,
+    count: int,
+) -> list[Example]:
+    complexity = np.array([label.complexity for label in labels])
+    order = [index for index in np.argsort(-complexity, kind="stable") if not np.isnan(complexity[index])]
+    shown = []
+    for index in order[:count]:
+        facts = f"mean complexity of its masks {complexity[index]:.1f}"
+        shown.append(photo_and_label(pairs[index], class_map, taxonomy.colours, facts))
+    return shown
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the statistics and write the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="+", help="data=<choice> data.root=<folder> ... as for src.train")
+    parser.add_argument("--output", type=Path, default=Path("outputs/dataset_report"), help="folder")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--examples", type=int, default=6, help="photos to show")
+    options = parser.parse_args(arguments)
+    with explained():
+        data = plain_config(compose_config("evaluate", options.overrides))["data"]
+        splits = describe(data, options.output, options.workers, options.examples)
+    console = Console(soft_wrap=True, highlight=False)
+    table = Table("split", title=str(data["root"]), title_justify="left")
+    for column in ("photos", "masks", "mIPQ", "std", "contours per mask", "polygon points per mask"):
+        table.add_column(column, justify="right")
+    for name, split in splits.items():
+        shapes = split.complexity
+        figures = (shapes.mean, shapes.std, shapes.contours, shapes.points)
+        table.add_row(name, str(split.photos), str(shapes.masks), *(f"{figure:.1f}" for figure in figures))
+    console.print(table)
+    console.print(f"report: {options.output / 'dataset.html'} and dataset.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Look for faults in a dataset before training on it. Reads only, never writes.
+
+    python scripts/validate_dataset.py data=mass13k data.root=<folder>
+    python scripts/validate_dataset.py data=own data.root=<folder> data.folders.train.images=...
+
+Finds unreadable files, sizes that differ, ids outside the class map, 0/255 masks, missing pairs, colour-coded
+labels and photos that are in two splits. Exit code: 0 without a fault, 1 with faults, 2 when there is no dataset
+to look at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+
+from rich.console import Console
+from rich.table import Table
+
+from src.audit.faults import Fault, check_photo, find_leaks, match_files
+from src.audit.layout import existing_splits
+from src.audit.parallel import map_files
+from src.config import compose_config, to_plain
+from src.data.classes import ClassMap, Taxonomy
+from src.errors import UserError
+
+
+def validate(data: dict[str, object], workers: int) -> tuple[list[Fault], dict[str, int]]:
+    """All faults of a dataset and the number of photos of each split.
+
+    Args:
+        data: its configuration, plain values.
+        workers: processes.
+    """
+    taxonomy = Taxonomy.from_mapping(data["classes"])  # type: ignore[arg-type]
+    class_map = ClassMap(taxonomy, data.get("class_map"))  # type: ignore[arg-type]
+    tasks, faults, photos = [], [], {}
+    for split, folders in existing_splits(data).items():
+        found, unmatched = match_files(split, folders)
+        tasks += found
+        faults += unmatched
+        photos[split] = len(found)
+    checks = map_files(
+        partial(check_photo, taxonomy=taxonomy, class_map=class_map),
+        tasks,
+        workers,
+        "reading photos and labels",
+    )
+    faults += [fault for check in checks for fault in check.faults]
+    return faults + find_leaks(tasks, checks), photos
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a table of faults; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="+", help="data=<choice> data.root=<folder> ... as for src.train")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--show", type=int, default=20, help="faults to list of each kind")
+    options = parser.parse_args(arguments)
+    console = Console(soft_wrap=True, highlight=False)
+    try:
+        data = to_plain(compose_config("evaluate", options.overrides))["data"]
+        faults, photos = validate(data, options.workers)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    summary = ", ".join(f"{split} {count}" for split, count in photos.items())
+    console.print(f"{data['root']}: photos looked at: {summary}")
+    if not faults:
+        console.print("no faults found")
+        return 0
+    table = Table(
+        "kind", "split", "file", "what is wrong", title=f"{len(faults)} faults", title_justify="left"
+    )
+    counts = Counter(fault.kind for fault in faults)
+    for kind, count in counts.items():
+        for fault in [fault for fault in faults if fault.kind == kind][: options.show]:
+            table.add_row(fault.kind, fault.split, str(fault.file), fault.detail)
+        if count > options.show:
+            table.add_row(kind, "", "", f"and {count - options.show} more (--show {count} lists all)")
+        table.add_section()
+    console.print(table)
+    console.print(", ".join(f"{kind}: {count}" for kind, count in counts.items()))
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

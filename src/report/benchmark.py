@@ -1,0 +1,52 @@
+"""Published scores beside an evaluation on MaSS13K."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from src.published import RESULTS, Scores, compare, published_result
+from src.report.bootstrap import Interval
+from src.report.page import PublishedScores
+
+CLASSES = ("background", "person", "building", "tree", "ground", "sky", "water")
+IMAGES = {"val": 500, "test": 1500}
+_REFERENCE = "MaSSFormer"
+
+
+def is_mass13k(data: Mapping[str, Any]) -> bool:
+    """Whether a data configuration reads MaSS13K: its classes and its layout, neither mapped nor drawn."""
+    changed = any(data.get(key) is not None for key in ("class_map", "folders", "synthetic"))
+    return tuple(data["classes"]) == CLASSES and not changed
+
+
+def published_scores(
+    intervals: Mapping[str, Interval], split: str, images: int, experiment: str, encoder: str
+) -> PublishedScores | None:
+    """The published scores of the same method, or else of the paper's main result.
+
+    Args:
+        intervals: own scores.
+        split: ``val`` or ``test``.
+        images: how many photos were evaluated.
+        experiment, encoder: of the checkpoint, see `published.published_result`; empty for predictions of
+            other programs.
+
+    Returns:
+        None where the paper has no scores of this split.
+    """
+    own = published_result(experiment, encoder)
+    row = own or next(row for row in RESULTS if row.method == _REFERENCE)
+    miou, biou = (100 * float(intervals[metric].value[-1]) for metric in ("IoU", "BIoU"))
+    bf1 = float(intervals["BF1"].value[-1]) if "BF1" in intervals else None
+    lines = compare(Scores(miou, biou, bf1), row, split)
+    if not lines:
+        return None
+    notes = []
+    if own is None:
+        notes.append("Another method or backbone was evaluated; this is the paper's main result.")
+    if images != IMAGES[split]:
+        notes.append(f"The paper evaluates {IMAGES[split]} photos, this is an evaluation of {images}.")
+    if bf1 is not None:
+        notes.append("The paper's BF1 tolerance is unpublished.")
+    return PublishedScores(f"{row.method} ({row.backbone}), {split}", lines, " ".join(notes))
