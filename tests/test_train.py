@@ -160,7 +160,9 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
 
 @pytest.mark.slow
 def test_overfitting_one_crop_drives_the_loss_below_a_tenth(configure: Callable[..., DictConfig]) -> None:
-    config = configure("model.backbone.weights=package", "recipe.num_points=512", "recipe.optimiser.lr=2.0e-3")
+    config = configure(
+        "model.backbone.weights=package", "recipe.num_points=512", "recipe.optimiser.lr=2.0e-3"
+    )
     torch.manual_seed(0)
     label = torch.zeros(96, 96, dtype=torch.uint8)  # sky above ground, and a house
     label[:40], label[40:] = 5, 4
@@ -251,7 +253,9 @@ def test_two_processes_train_together(scenes: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "ddp" / "scores.json").read_text())["images"] == 3
 
 
-def test_training_in_mixed_precision_stays_finite(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_training_in_mixed_precision_stays_finite(
+    configure: Callable[..., DictConfig], tmp_path: Path
+) -> None:
     train(configure("trainer.precision=bf16-mixed", "activation_checkpointing=true", steps=3))
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 

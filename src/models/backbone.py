@@ -88,7 +88,9 @@ class Backbone(nn.Module):
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
     if not timm.is_model(name):
-        close = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=6)) or "see timm.list_models()"
+        close = (
+            ", ".join(difflib.get_close_matches(name, timm.list_models(), n=6)) or "see timm.list_models()"
+        )
         raise UserError(f"timm has no model {name!r} (model.backbone.name). Similar names: {close}")
     indices = _pyramid_indices(name, options)
     try:

@@ -1,0 +1,198 @@
+"""Checkpoint files: what is read, what is refused, and with which message."""
+
+import os
+import pickle
+import stat
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from src.checkpoints import CheckpointError, load
+from src.checkpoints.names import NameTableError
+from src.checkpoints.store import build_network, load_weights, read, read_file, read_tensors, write
+from src.config import compose_config, to_plain
+from src.structures import MaskPrediction
+
+
+@pytest.fixture(scope="module")
+def config():
+    overrides = ["model/size=nano", "model.size.width=16", "model.size.query_width=32", "run_dir=."]
+    return to_plain(compose_config("train", [*overrides, "model.size.feedforward=32"]))
+
+
+@pytest.fixture(scope="module")
+def network(config):
+    torch.manual_seed(0)
+    return build_network(config).eval()
+
+
+@pytest.fixture
+def checkpoint(config, network, tmp_path):
+    write(tmp_path / "runs" / "a.ckpt", config, network.state_dict())
+    return tmp_path / "runs" / "a.ckpt"
+
+
+class NotATensor:
+    """Stands for the objects that other programs pickle."""
+
+
+class Attack:
+    """What a stranger could hide in a pickle."""
+
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+def test_a_written_network_is_loaded_and_answers_the_same(checkpoint, network):
+    loaded = load(checkpoint)
+    assert not loaded.training
+    images = torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        ours, theirs = network(images), loaded(images)
+    assert isinstance(theirs, MaskPrediction)
+    assert theirs.class_logits.shape == (1, 20, 8)
+    assert theirs.mask_logits.shape == (1, 20, 33, 49)
+    assert theirs.edge_logits.shape == (1, 1, 33, 49)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_reading_gives_configuration_classes_and_names_without_prefix(checkpoint, config, network):
+    content = read(checkpoint)
+    assert content.config == config
+    assert list(content.classes)[:2] == ["background", "person"]
+    assert set(content.state) == set(network.state_dict())
+    assert content.path == checkpoint
+
+
+def test_tensors_outside_of_the_network_are_left_out(config, network, tmp_path):
+    state = {f"network.{name}": t for name, t in network.state_dict().items()}
+    torch.save(
+        {"state_dict": {**state, "criterion.x": torch.zeros(1)}, "config": config}, tmp_path / "a.ckpt"
+    )
+    assert set(read(tmp_path / "a.ckpt").state) == set(network.state_dict())
+
+
+def test_writing_replaces_a_file_whole_and_leaves_nothing_else(checkpoint, config, network):
+    write(checkpoint, config, network.state_dict())
+    assert [file.name for file in checkpoint.parent.iterdir()] == ["a.ckpt"]
+    assert stat.S_IMODE(checkpoint.stat().st_mode) & stat.S_IRUSR
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none\.ckpt: no such checkpoint file"):
+        load(tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK\x03\x04 cut off"])
+def test_files_that_are_no_checkpoints_are_named(tmp_path, content):
+    path = tmp_path / "broken.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"broken\.ckpt"):
+        load(path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+def test_half_a_checkpoint_is_an_error(checkpoint, share):
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(CheckpointError, match=r"a\.ckpt"):
+        load(checkpoint)
+
+
+@pytest.mark.parametrize("content", [NotATensor(), Attack(), pickle.loads])
+def test_unsafe_files_are_refused_with_the_way_out(tmp_path, content, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "message_hub": content}, tmp_path / "unsafe.pth")
+    with pytest.raises(CheckpointError, match=r"unsafe\.pth cannot be read safely.*weights_only=False"):
+        read_file(tmp_path / "unsafe.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_other_programs_checkpoints_point_to_the_converter(tmp_path):
+    torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}, "meta": {}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"no 'config'\. .*convert_checkpoint\.py"):
+        load(tmp_path / "a.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="holds a list, not a checkpoint"):
+        load(tmp_path / "list.pth")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "src.config.compose_config",
+        "torch.nn.Linear",
+        "srcXmodels.a",
+        "src.models",
+    ],
+)
+def test_a_configuration_can_name_parts_of_networks_only(config, target):
+    broken = {"model": {"network": {**config["model"]["network"], "piloting": {"_target_": target}}}}
+    with pytest.raises(CheckpointError, match="not part of a network"):
+        build_network(broken)
+
+
+@pytest.mark.parametrize(
+    "target", ["src.models.backbone.timm.create_model", "src.models.segmenter.count_parameters"]
+)
+def test_functions_reachable_through_the_networks_modules_are_refused(config, target):
+    broken = {"model": {"network": {**config["model"]["network"], "piloting": {"_target_": target}}}}
+    with pytest.raises(CheckpointError, match="names src"):
+        build_network(broken)
+
+
+def test_a_part_that_this_version_lacks_is_named(config):
+    broken = {"model": {"network": {**config["model"]["network"], "_target_": "src.models.segmenter.Other"}}}
+    with pytest.raises(
+        CheckpointError, match=r"src\.models\.segmenter\.Other, which this version does not have"
+    ):
+        build_network(broken)
+
+
+def test_weights_of_another_architecture_or_number_of_classes_are_refused(checkpoint, config):
+    other = to_plain(compose_config("train", ["model/size=nano", "run_dir=.", "+data.classes.car=[1,2,3]"]))
+    with pytest.raises(NameTableError, match=r"a\.ckpt does not fit this network.*shapes differ"):
+        load_weights(build_network(other), read(checkpoint))
+
+
+def test_building_does_not_fetch_pretrained_weights(config):
+    weights = [build_network(config).state_dict()["backbone.encoder.conv_stem.weight"] for _ in range(2)]
+    assert not torch.equal(*weights)  # random
+    packaged = [
+        build_network(config, pretrained=True).state_dict()["backbone.encoder.conv_stem.weight"]
+        for _ in range(2)
+    ]
+    assert torch.equal(*packaged)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_tensors_of_any_program(tmp_path, wrapped, prefix):
+    state = {f"{prefix}a.weight": torch.ones(2), f"{prefix}b": torch.zeros(3)}
+    torch.save({"meta": {"epoch": 1}, "state_dict": state} if wrapped else state, tmp_path / "a.pth")
+    save_file(state, tmp_path / "a.safetensors")
+    for file in ("a.pth", "a.safetensors"):
+        tensors = read_tensors(tmp_path / file)
+        assert set(tensors) == {"a.weight", "b"}
+        assert torch.equal(tensors["a.weight"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"state_dict": {}}, {"state_dict": 3}, {"epoch": 1, "w": torch.ones(1)}]
+)
+def test_files_without_tensors_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth holds no state dict"):
+        read_tensors(tmp_path / "a.pth")
+
+
+def test_broken_and_missing_safetensors_are_refused(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
+    with pytest.raises(CheckpointError, match=r"a\.safetensors is not a safetensors file"):
+        read_tensors(tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"b\.safetensors: no such checkpoint file"):
+        read_tensors(tmp_path / "b.safetensors")
