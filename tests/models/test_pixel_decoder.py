@@ -188,7 +188,7 @@ def test_detail_is_at_half_resolution_and_sees_the_image(size):
     detail = module(s1, images)
     assert detail.shape == (1, WIDTH, ceil(size[0], 2), ceil(size[1], 2))
     assert not torch.allclose(detail, module(s1, images.flip(-1)))
-    assert PlainDetail()(s1, images) is None
+    assert PlainDetail()(s1, images) is s1
 
 
 @torch.no_grad()
@@ -214,10 +214,11 @@ def test_the_predicted_edge_gates_nothing():
 
 
 @torch.no_grad()
-def test_plain_fusion_adds_or_passes():
+def test_plain_fusion_adds():
     detail, context = torch.randn(1, 4, 33, 49), torch.randn(1, 4, 17, 25)
-    passed, edges = PlainFusion()(None, context)
-    assert passed is context
+    s1 = torch.randn_like(context)
+    added, edges = PlainFusion()(s1, context)
+    assert torch.equal(added, s1 + context)
     assert edges is None
     added, edges = PlainFusion()(detail, context)
     torch.testing.assert_close(

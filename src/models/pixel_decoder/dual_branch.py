@@ -24,7 +24,7 @@ class DualBranchPixelDecoder(nn.Module):
     ==========  =======================================  ==============================================
     context     CrossSemanticTransmission, PlainContext  (g4, S4, S3) -> (D4, D3, D3 at stride 8)
     scale       ReceptiveFieldBoosting, PlainScale       (D3 at stride 8, S2) -> (D2, D2 at stride 4)
-    detail      LowLevelStructure, PlainDetail           (S1, images) -> detail map at stride 2, or None
+    detail      LowLevelStructure, PlainDetail           (S1, images) -> detail map at stride 2, or S1
     fusion      EdgeGuidedFusion, PlainFusion            (detail, D2 at stride 4) -> (D1, edge logits or None)
     ==========  =======================================  ==============================================
 

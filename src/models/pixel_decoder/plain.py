@@ -40,17 +40,16 @@ class PlainScale(nn.Module):
 
 
 class PlainDetail(nn.Module):
-    """Detail without LSE: no high-resolution map."""
+    """Detail without LSE: no high-resolution map, S1 as it is."""
 
-    def forward(self, s1: Tensor, images: Tensor) -> None:
-        """Always None: the fusion then stays at stride 4."""
+    def forward(self, s1: Tensor, images: Tensor) -> Tensor:
+        """S1 at stride 4, so the fusion stays there as well; every parameter of the decoder learns in every rung."""
+        return s1
 
 
 class PlainFusion(nn.Module):
-    """Fusion without EGF: the context alone at stride 4, or the sum at stride 2 when there is a detail map."""
+    """Fusion without EGF: the sum, at the detail map's stride."""
 
-    def forward(self, detail: Tensor | None, d2_up: Tensor) -> tuple[Tensor, None]:
+    def forward(self, detail: Tensor, d2_up: Tensor) -> tuple[Tensor, None]:
         """As ``EdgeGuidedFusion.forward``, without edge logits."""
-        if detail is None:
-            return d2_up, None
         return resize(d2_up, (detail.shape[-2], detail.shape[-1])) + detail, None
