@@ -80,8 +80,9 @@ def inference_copy(network: Any) -> Any:
             weight, bias = folded(module.conv, module.norm)
             module.conv.weight.copy_(weight)
             module.add_module("norm", ChannelShift(bias))
-    device = next(network.parameters()).device
-    probe = torch.linspace(-1, 1, 3 * _PROBE**2, device=device).view(1, 3, _PROBE, _PROBE)
+    like = next(network.parameters())
+    probe = torch.linspace(-1, 1, 3 * _PROBE**2, dtype=like.dtype, device=like.device)
+    probe = probe.view(1, 3, _PROBE, _PROBE)
     for conv, norm, parent, name in _pairs(network, probe):
         weight, bias = folded(conv, norm)
         conv.weight.copy_(weight)

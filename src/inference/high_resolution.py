@@ -112,7 +112,7 @@ class HighResolutionBranch:
     def mask_features(self, fused: FusedMap, start: int, stop: int) -> Tensor:
         """Rows start..stop of the mask features, (1, D, n, w)."""
         height, width = fused.sampled.shape[2:]
-        rows = source_rows(start, stop, height, fused.context.shape[2], fused.context.device)
+        rows = source_rows(start, stop, height, fused.context.shape[2], fused.context)
         context = F.conv2d(fused.context[:, :, rows.start : rows.stop], self._output_weight)
         features = F.conv2d(fused.sampled[:, :, start:stop], self._direct_weight, self._direct_bias)
         return features.add_(resize_band(context, rows, width)).relu_()

@@ -161,7 +161,7 @@ def _at_size(found: Iterator[Band], source: tuple[int, int], size: tuple[int, in
     top = 0
     for band in found:
         maps = band.scores if band.edges is None else torch.cat((band.scores, band.edges[None]))
-        stream = stream or ResizedStream(source[0], size, maps.device)
+        stream = stream or ResizedStream(source[0], size, maps)
         rows = stream.push(maps[None])[0]
         if rows.shape[1]:
             scores = rows[: len(band.scores)]

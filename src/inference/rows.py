@@ -23,7 +23,7 @@ class SourceRows(NamedTuple):
     Attributes:
         start, stop: the range of source rows that the band needs.
         lower, upper: (n,) int64 indices into that range.
-        weight: (n,) float32 share of ``upper``, in [0, 1].
+        weight: (n,) share of ``upper``, in [0, 1].
         enlargement: how many times taller the result is than the source, if that is a whole number; else 0.
         skip: rows of the enlarged range that lie above the band, for a whole enlargement.
     """
@@ -43,19 +43,22 @@ def bands(height: int, rows: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + rows, height)
 
 
-def source_rows(
-    start: int, stop: int, height: int, source_height: int, device: torch.device | str = "cpu"
-) -> SourceRows:
-    """Which source rows make the rows start..stop of a map resized from ``source_height`` to ``height`` rows."""
-    # float32 on purpose: these are the positions that interpolate computes
-    scale = torch.tensor(source_height / height, dtype=torch.float32)
-    position = (scale * (torch.arange(start, stop, dtype=torch.float32) + 0.5) - 0.5).clamp_(min=0)
+def source_rows(start: int, stop: int, height: int, source_height: int, like: Tensor) -> SourceRows:
+    """Which source rows make the rows start..stop of a map resized from ``source_height`` to ``height`` rows.
+
+    Args:
+        like: any tensor of the map's dtype, on its device.
+    """
+    # the precision is that of the positions which interpolate computes
+    precision = torch.promote_types(like.dtype, torch.float32)
+    scale = torch.tensor(source_height / height, dtype=precision)
+    position = (scale * (torch.arange(start, stop, dtype=precision) + 0.5) - 0.5).clamp_(min=0)
     lower = position.long().clamp_(max=source_height - 1)
     upper = (lower + 1).clamp_(max=source_height - 1)
     weight = (position - lower).clamp_(0, 1)
     first, last = int(lower[0]), int(upper[-1])
     enlargement = height // source_height if height % source_height == 0 else 0
-    lower, upper, weight = (x.to(device) for x in (lower - first, upper - first, weight))
+    lower, upper, weight = (x.to(like.device) for x in (lower - first, upper - first, weight))
     return SourceRows(first, last + 1, lower, upper, weight, enlargement, start - first * enlargement)
 
 
@@ -80,7 +83,7 @@ def resize_band(source: Tensor, rows: SourceRows, width: int) -> Tensor:
 
 def resized_rows(source: Tensor, start: int, stop: int, size: tuple[int, int]) -> Tensor:
     """Rows start..stop of a whole map (B, C, h, w) resized to a size (H, W)."""
-    rows = source_rows(start, stop, size[0], source.shape[2], source.device)
+    rows = source_rows(start, stop, size[0], source.shape[2], source)
     return resize_band(source[:, :, rows.start : rows.stop], rows, size[1])
 
 
@@ -88,11 +91,11 @@ class ResizedStream:
     """Resizes a map that arrives in bands, from top to bottom.
 
     Args:
-        height: rows of the source. size: of the result, (H, W).
+        height: rows of the source. size: of the result, (H, W). like: any tensor of the source's dtype and device.
     """
 
-    def __init__(self, height: int, size: tuple[int, int], device: torch.device | str = "cpu") -> None:
-        rows = source_rows(0, size[0], size[0], height, device)
+    def __init__(self, height: int, size: tuple[int, int], like: Tensor) -> None:
+        rows = source_rows(0, size[0], size[0], height, like)
         self._lower, self._upper = rows.lower + rows.start, rows.upper + rows.start
         self._weight = rows.weight
         self._needs, self._arrives = self._lower.tolist(), self._upper.tolist()

@@ -66,7 +66,7 @@ def score_bands(
         band_bytes = BAND_BYTES if classes.device.type == "cpu" else _DEVICE_BAND_BYTES
     held, top = None, 0
     for start, stop in bands(height, max(1, band_bytes // (4 * batch * queries * width))):
-        rows = source_rows(start, stop, height, source_height, classes.device)
+        rows = source_rows(start, stop, height, source_height, classes)
         held, top = _continued(held, top, mask_rows, rows.start, rows.stop)
         masks = resize_band(held.float(), rows, width)
         with torch.autocast(masks.device.type, enabled=False):  # half precision would blur near ties

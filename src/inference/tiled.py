@@ -221,8 +221,8 @@ def _gate(excitation: Any, x: Tensor) -> Tensor:
 def _enlarged_window(x: Tensor, factor: int, rows: Span, columns: Span) -> Tensor:
     """A window of a map enlarged by a whole factor, without the rest of it."""
     height, width = factor * x.shape[2], factor * x.shape[3]
-    vertical = source_rows(*rows, height, x.shape[2])
-    horizontal = source_rows(*columns, width, x.shape[3])
+    vertical = source_rows(*rows, height, x.shape[2], x)
+    horizontal = source_rows(*columns, width, x.shape[3], x)
     part = x[:, :, vertical.start : vertical.stop, horizontal.start : horizontal.stop]
     band = resize_band(part, vertical, factor * part.shape[3])
     return band[..., horizontal.skip : horizontal.skip + columns.length]

@@ -108,7 +108,7 @@ def fuse(network: Any, branch: HighResolutionBranch, image: Tensor, s1: Tensor, 
     size = (-(-image.shape[1] // 2), -(-image.shape[2] // 2))
 
     def image_rows(start: int, stop: int) -> Tensor:
-        rows = source_rows(start, stop, size[0], image.shape[1], image.device)
+        rows = source_rows(start, stop, size[0], image.shape[1], s1)
         return resize_band(network.normalise(image[:, rows.start : rows.stop])[None], rows, size[1])
 
     return branch.fuse(image_rows, size, s1, context)
@@ -117,10 +117,9 @@ def fuse(network: Any, branch: HighResolutionBranch, image: Tensor, s1: Tensor, 
 def _reduced(branch: HighResolutionBranch, fused: FusedMap, sizes: list[tuple[int, int]]) -> list[Tensor]:
     """Mask features (1, D, ., .) at the memories' sizes, by way of stride 4 as the decoder has it."""
     height, width = fused.sampled.shape[2:]
-    device = fused.sampled.device
     quarter = (-(-height // 2), -(-width // 2))
-    to_quarter = ResizedStream(height, quarter, device)
-    streams = [ResizedStream(quarter[0], size, device) for size in sizes]
+    to_quarter = ResizedStream(height, quarter, fused.sampled)
+    streams = [ResizedStream(quarter[0], size, fused.sampled) for size in sizes]
     parts: list[list[Tensor]] = [[] for _ in sizes]
     for start, stop in branch.ranges(fused.sampled.shape[1] * 4, (height, width)):
         coarse = to_quarter.push(branch.mask_features(fused, start, stop))

@@ -15,8 +15,9 @@ from src.models.segmenter import Segmenter
 
 
 def test_arrays_and_files_give_what_the_network_says(
-    network: Segmenter, image: Tensor, tmp_path: Path
+    exact_network: Segmenter, image: Tensor, tmp_path: Path
 ) -> None:
+    network = exact_network
     pixels = image.permute(1, 2, 0).numpy().copy()
     cv2.imwrite(str(tmp_path / "photo.png"), pixels[..., ::-1])
     with torch.inference_mode():
@@ -27,13 +28,17 @@ def test_arrays_and_files_give_what_the_network_says(
         result = predictor(photo)
         assert np.abs(result.scores - expected).max() < 1e-4
         assert result.label.dtype == np.uint8
-        assert (result.label == expected.argmax(0)).mean() > 0.999
+        best = np.sort(expected, axis=0)
+        assert ((result.label == expected.argmax(0)) | (best[-1] - best[-2] < 2e-4)).all()
         assert result.edges.shape == (170, 233)
     assert predictor(pixels, scores=False).scores is None
 
 
 @pytest.mark.parametrize("mode", ["whole", "tiled"])
-def test_larger_photos_are_reduced_and_brought_back(network: Segmenter, image: Tensor, mode: str) -> None:
+def test_larger_photos_are_reduced_and_brought_back(
+    exact_network: Segmenter, image: Tensor, mode: str
+) -> None:
+    network = exact_network
     pixels = image.permute(1, 2, 0).numpy().copy()
     result = Predictor(network, limit=(128, 96), mode=mode)(pixels)
     small = cv2.resize(pixels, (128, 93), interpolation=cv2.INTER_LINEAR)  # 170 x 233 within 96 x 128

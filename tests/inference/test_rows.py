@@ -21,7 +21,7 @@ def test_bands_and_streams_equal_interpolate(h: int, w: int, height: int, width:
     found = [resized_rows(source, start, stop, (height, width)) for start, stop in bands(height, rows)]
     torch.testing.assert_close(torch.cat(found, dim=2), expected, rtol=0, atol=2e-6)
 
-    stream = ResizedStream(h, (height, width))
+    stream = ResizedStream(h, (height, width), source)
     pushed = [stream.push(source[:, :, start:stop]) for start, stop in bands(h, rows)]
     torch.testing.assert_close(torch.cat(pushed, dim=2), expected, rtol=0, atol=2e-6)
 

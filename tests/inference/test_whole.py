@@ -9,7 +9,8 @@ from torch import Tensor
 
 from src.inference import high_resolution, label_map, predict_labels, semantic_scores
 from src.inference.folding import inference_copy
-from src.inference.whole import predict_whole
+from src.inference.high_resolution import HighResolutionBranch
+from src.inference.whole import fuse, predict_whole
 from src.models.segmenter import Segmenter
 
 
@@ -19,7 +20,9 @@ def plain_scores(network: Segmenter, image: Tensor, size: tuple[int, int]) -> tu
         prediction = network(network.normalise(image)[None])
         edges = prediction.edge_logits
         if edges is not None:
-            edges = F.interpolate(edges, size=size, mode="bilinear", align_corners=False)[0, 0].sigmoid()
+            edges = (
+                F.interpolate(edges, size=size, mode="bilinear", align_corners=False)[0, 0].sigmoid().float()
+            )
         return semantic_scores(prediction, size)[0], edges
 
 
@@ -29,7 +32,7 @@ def assert_labels_agree(found: Tensor, scores: Tensor) -> None:
     assert ((found == scores.argmax(0)) | (best[0] - best[1] < 2e-4)).all()
 
 
-@pytest.mark.parametrize("kind", ["network", "plain_network"])
+@pytest.mark.parametrize("kind", ["exact_network", "exact_plain_network"])
 @pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("band_bytes", [1, 20_000, 2**30])
 def test_bands_equal_the_plain_forward(
@@ -54,23 +57,37 @@ def test_bands_equal_the_plain_forward(
     if edges is None:
         assert all(b.edges is None for b in found)
     else:
-        torch.testing.assert_close(torch.cat([b.edges for b in found]), edges, rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.cat([b.edges for b in found]), edges, rtol=0, atol=1e-4)
     assert_labels_agree(prediction.label_map(size), scores)
 
 
-def test_offsets_that_reach_across_the_image(network: Segmenter, image: Tensor) -> None:
+def test_offsets_that_reach_across_the_image(
+    exact_network: Segmenter, image: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Deformable offsets are unbounded: bands must fetch whatever rows they reach, also none."""
-    network = inference_copy(network)
+    network = inference_copy(exact_network)
     for module in (network.pixel_decoder.detail.deformable, network.pixel_decoder.fusion.deformable):
         module.offset.weight.data.mul_(20)
     scores, _ = plain_scores(network, image, (85, 117))
-    high_resolution_bytes = high_resolution._BAND_BYTES
-    high_resolution._BAND_BYTES = 20_000
-    try:
-        found = torch.cat([b.scores for b in predict_whole(network, image).bands((85, 117))], dim=1)
-    finally:
-        high_resolution._BAND_BYTES = high_resolution_bytes
-    torch.testing.assert_close(found, scores, rtol=0, atol=2e-3)
+    monkeypatch.setattr(high_resolution, "_BAND_BYTES", 20_000)
+    found = torch.cat([b.scores for b in predict_whole(network, image).bands((85, 117))], dim=1)
+    torch.testing.assert_close(found, scores, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_single_precision_loses_nothing(
+    network: Segmenter, exact_network: Segmenter, image: Tensor, folded: bool
+) -> None:
+    """In float32 the branch in bands is as far from the truth as the plain modules are, about."""
+    with torch.inference_mode():
+        truth = exact_network.pixel_features(exact_network.normalise(image)[None]).mask_features
+        plain = network.pixel_features(network.normalise(image)[None]).mask_features
+        work = inference_copy(network) if folded else network
+        branch = HighResolutionBranch.of(work.pixel_decoder)
+        s1, context, _ = work.pixel_decoder.global_branch(work.backbone(work.normalise(image)[None]))
+        found = branch.mask_features(fuse(work, branch, image, s1, context), 0, truth.shape[2])
+    assert found.dtype == torch.float32
+    assert float((found - truth).norm()) < 4 * float((plain - truth).norm())
 
 
 def test_predict_labels_leaves_the_network_as_it_was(network: Segmenter, image: Tensor) -> None:
@@ -93,9 +110,10 @@ def test_label_map_is_the_argmax_of_the_scores(network: Segmenter, image: Tensor
 def test_mixed_precision_stays_close(network: Segmenter, image: Tensor) -> None:
     scores, _ = plain_scores(network, image, (85, 117))
     with torch.autocast("cpu", torch.bfloat16):
+        plain, _ = plain_scores(network, image, (85, 117))
         found = torch.cat([b.scores for b in predict_whole(network, image).bands((85, 117))], dim=1)
     assert found.dtype == torch.float32
-    assert float((found - scores).abs().mean()) < 0.1
+    assert float((found - scores).abs().mean()) < 2 * float((plain - scores).abs().mean())
 
 
 def test_folding_removes_the_norms(network: Segmenter) -> None:
