@@ -13,11 +13,13 @@ from torch import Tensor
 
 from src.errors import UserError
 from src.models.backbone import Backbone
-from src.models.pixel_decoder import multiscale_deformable
+from src.models.pixel_decoder import multiscale_deformable_sampling
 from src.models.pixel_decoder.multiscale_deformable import (
     DeformableAttention,
     MultiscaleDeformablePixelDecoder,
     _centres,
+)
+from src.models.pixel_decoder.multiscale_deformable_sampling import (
     _sample_bags,
     _sample_grids,
     sample_levels,
@@ -110,7 +112,7 @@ def test_both_ways_of_sampling_agree(seed, reach):
 def test_strips_change_nothing(monkeypatch, strip):
     arguments = make_arguments()
     whole = _sample_bags(*arguments)
-    monkeypatch.setattr(multiscale_deformable, "STRIP_TOKENS", strip)
+    monkeypatch.setattr(multiscale_deformable_sampling, "STRIP_TOKENS", strip)
     torch.testing.assert_close(_sample_bags(*arguments), whole)
 
 
