@@ -11,12 +11,15 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from src.data.classes import extend_classes
 from src.errors import UserError
 
 CONFIG_DIR = str(Path(__file__).resolve().parent.parent / "conf")
 
 # ${count:${data.classes}}: how many entries a mapping has
 OmegaConf.register_new_resolver("count", len, replace=True)
+# ${extend:${known_classes},${data.new_classes}}: the classes with new ones behind them
+OmegaConf.register_new_resolver("extend", extend_classes, replace=True)
 
 
 def compose_config(name: str = "train", overrides: Sequence[str] = ()) -> DictConfig:

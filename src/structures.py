@@ -111,10 +111,13 @@ class Targets(NamedTuple):
     Attributes:
         labels: (B, H, W) uint8 label maps.
         boundaries: (B, H, W) uint8 boundary maps, 1 on a class boundary and 0 elsewhere.
+        pseudo: (B, N, H, W) uint8 scores of N new classes that the labels have from another model, 0 (certainly
+            not) to 254 (certainly), 127 where nothing is known; None when all labels are precise.
     """
 
     labels: Tensor
     boundaries: Tensor
+    pseudo: Tensor | None = None
 
 
 class CropBatch(NamedTuple):

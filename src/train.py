@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from src.checkpoints.growth import grow_weights
 from src.checkpoints.store import load_weights, read
 from src.config import CONFIG_DIR, build, to_plain
 from src.engine.logging import quiet_lightning
@@ -102,8 +103,7 @@ def announce(config: DictConfig) -> None:
 def _network(config: DictConfig) -> nn.Module:
     network: nn.Module = build(config.model.network)
     if config.init_from:
-        load_weights(network, read(config.init_from))
-        log.info("weights start from %s", config.init_from)
+        _start_from(network, config)
     if config.activation_checkpointing:
         for part in ("detail", "fusion"):
             if hasattr(network.pixel_decoder, part):
@@ -114,6 +114,19 @@ def _network(config: DictConfig) -> nn.Module:
         network.compile()
     log.info("%.2f M parameters", count_parameters(network) / 1e6)
     return network
+
+
+def _start_from(network: nn.Module, config: DictConfig) -> None:
+    """Weights of another run; where the data has new classes, these rows alone are new."""
+    checkpoint = read(config.init_from)
+    if "new_classes" not in config.data:
+        load_weights(network, checkpoint)
+        log.info("weights start from %s", config.init_from)
+        return
+    rows = grow_weights(network, checkpoint, list(config.data.classes), config.data.others)
+    log.info("weights start from %s, %s", config.init_from, "apart from:" if rows else "all of them")
+    for row in rows:
+        log.info("  %s, row %d (%s) is new: starts from %s", *row)
 
 
 def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:

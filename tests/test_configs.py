@@ -14,6 +14,7 @@ from src.structures import IGNORE, Targets
 
 EXPERIMENTS = sorted(file.stem for file in Path(CONFIG_DIR, "experiment").glob("*.yaml"))
 LADDER = [f"ablation_{name}" for name in ("baseline", "cst", "rfb", "lse", "egf")]
+NEW_CATEGORIES = [f"new_category{variant}" for variant in ("", "_naive", "_uniform", "_oracle")]
 BACKBONES = ["resnet18", "resnet50", "swin_b", "efficientnet_lite0", "convnext_t_dinov3"]
 
 
@@ -56,7 +57,7 @@ def test_every_experiment_trains_one_step(experiment):
     assert config.name == experiment
     network, terms = train_one_step(config)
     check_step(network, terms)
-    edges = experiment in ("massformer", "massformer_lite", "ablation_egf")
+    edges = experiment in ("massformer", "massformer_lite", "ablation_egf", *NEW_CATEGORIES)
     assert ("loss_edge" in terms) == edges
     assert any(name.startswith("pilot.") for name in terms) == (experiment == "mpformer")
 
@@ -70,7 +71,8 @@ def test_every_size_combines_with_every_experiment(experiment, size):
     width = {"full": 256, "lite": 128, "nano": 128}[size]
     network = build_on_meta(f"experiment={experiment}", f"model/size={size}")
     assert network.transformer_decoder.query_features.weight.shape[1] == width
-    assert network.transformer_decoder.class_head.out_features == 8
+    classes = 8 if experiment in NEW_CATEGORIES else 7
+    assert network.transformer_decoder.class_head.out_features == classes + 1
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -130,6 +132,25 @@ def test_the_last_rung_is_the_full_model():
     last, full = (to_plain(compose(f"experiment={name}")) for name in ("ablation_egf", "massformer"))
     assert last["model"] == full["model"]
     assert last["loss"] == full["loss"]
+
+
+def test_variants_of_new_categories_differ_in_one_setting():
+    plain = {name: to_plain(compose(f"experiment={name}")) for name in NEW_CATEGORIES}
+    full = plain.pop("new_category")
+    assert (full["loss"]["pseudo"], full["data"]["supervision"]) == ("reversed", "pseudo")
+    for name, change in (
+        ("new_category_naive", {"loss": {**full["loss"], "pseudo": "precise"}}),
+        ("new_category_uniform", {"loss": {**full["loss"], "pseudo": "uniform"}}),
+        ("new_category_oracle", {"data": {**full["data"], "supervision": "precise"}}),
+    ):
+        assert plain[name] == {**full, **change, "name": name, "logger": plain[name]["logger"]}
+
+
+def test_new_classes_come_behind_the_known_ones():
+    config = compose("experiment=new_category", "data.new_classes=[boat,bus]")
+    assert list(config.data.classes)[6:] == ["water", "boat", "bus"]
+    assert len({tuple(colour) for colour in config.data.classes.values()}) == 9
+    assert config.model.num_classes == 9
 
 
 def test_rung_files_differ_in_the_slot_line_alone():

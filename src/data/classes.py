@@ -6,6 +6,7 @@ H, W  height and width of a label map
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -72,6 +73,21 @@ class Taxonomy:
         table[: self.num_classes] = self.colours
         table[IGNORE] = IGNORE_COLOUR
         return table
+
+
+def extend_classes(known: Mapping[str, Sequence[int]], new: Sequence[str]) -> dict[str, list[int]]:
+    """A taxonomy's classes with new ones behind them, so that ids in existing label maps stay as they are.
+
+    Args:
+        known: name to RGB colour. new: names; they get colours of their own.
+    """
+    classes = {name: list(colour) for name, colour in known.items()}
+    return classes | {name: _distinct_colour(index) for index, name in enumerate(new)}
+
+
+def _distinct_colour(index: int) -> list[int]:
+    """Colours that differ from each other: hues apart by the golden ratio, from orange on."""
+    return [round(255 * part) for part in colorsys.hsv_to_rgb((0.09 + 0.618034 * index) % 1, 0.85, 1.0)]
 
 
 class ClassMap:

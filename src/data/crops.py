@@ -102,7 +102,7 @@ class RandomCrop:
                 break
             window = self._draw(size, rng)
         label, image = cut_label(photo, size, window), cut_image(photo, size, window)
-        return self._fill(image, PADDING_COLOUR), self._fill(label, (IGNORE,))
+        return self._fill(image, PADDING_COLOUR), self._fill(label, IGNORE)
 
     def _is_varied(self, photo: LabelledPhoto, size: tuple[int, int], window: Window) -> bool:
         if self.max_class_share >= 1:
@@ -119,12 +119,12 @@ class RandomCrop:
         left = int(rng.integers(size[1] - width + 1))
         return Window(top, left, height, width)
 
-    def _fill(self, pixels: NDArray[np.uint8], value: tuple[int, ...]) -> NDArray[np.uint8]:
-        bottom, right = (self.crop_size - edge for edge in pixels.shape[:2])
-        if bottom == right == 0:
+    def _fill(self, pixels: NDArray[np.uint8], value: int | tuple[int, ...]) -> NDArray[np.uint8]:
+        if pixels.shape[:2] == (self.crop_size, self.crop_size):
             return pixels
-        filled = cv2.copyMakeBorder(pixels, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=value)
-        return filled.astype(np.uint8, copy=False)
+        filled = np.full((self.crop_size, self.crop_size, *pixels.shape[2:]), value, np.uint8)
+        filled[: pixels.shape[0], : pixels.shape[1]] = pixels
+        return filled
 
 
 def is_varied(label: NDArray[np.uint8], max_class_share: float) -> bool:

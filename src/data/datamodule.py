@@ -77,6 +77,8 @@ class SegmentationDataModule(LightningDataModule):
             the dataset before it is read; None for photos that exist.
     """
 
+    crop_maker = CropMaker
+
     def __init__(
         self,
         root: str,
@@ -110,7 +112,7 @@ class SegmentationDataModule(LightningDataModule):
         self._store = store
         self._cache = cache_folder, cache_gigabytes
         crop = RandomCrop(crop_size, tuple(scales), short_edge, max_long_edge, max_class_share)
-        self._make_crop = CropMaker(crop, augment_here=augment_on == "worker")
+        self._make_crop = self.crop_maker(crop, augment_here=augment_on == "worker")
         self._batch_size = batch_size
         self._samples_per_epoch = samples_per_epoch
         self._evaluation_limit = (int(evaluation_limit[0]), int(evaluation_limit[1]))

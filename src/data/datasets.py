@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from src.data.allocation import keep_freed_memory
 from src.data.crops import RandomCrop
 from src.data.device_transforms import augment_images, boundary_maps, encode_distortion, flip_chosen
 from src.data.sampling import Draw
@@ -37,6 +38,22 @@ class Crop(NamedTuple):
     image: Tensor
     label: Tensor
     boundary: Tensor
+
+
+class PseudoCrop(NamedTuple):
+    """One training crop with pseudo labels.
+
+    Attributes:
+        image: (3, S, S) uint8 RGB.
+        label: (S, S) uint8 class ids, new classes included.
+        boundary: (S, S) uint8 boundary map.
+        pseudo: (N, S, S) uint8 scores of the new classes, see ``Targets``.
+    """
+
+    image: Tensor
+    label: Tensor
+    boundary: Tensor
+    pseudo: Tensor
 
 
 class RawCrop(NamedTuple):
@@ -74,27 +91,29 @@ class CropMaker:
         self._augment_here = augment_here
         self._augment = CropAugmentation()
 
-    def __call__(self, photo: LabelledPhoto, rng: np.random.Generator) -> Crop | RawCrop:
+    def __call__(self, photo: LabelledPhoto, rng: np.random.Generator) -> Crop | PseudoCrop | RawCrop:
         image, label = self._crop(photo, rng)
         seed = int(rng.integers(2**32))
         if not self._augment_here:
             return RawCrop(
-                _planes(image), torch.from_numpy(label), encode_distortion(*self._augment.draw(seed))
+                planes(image), torch.from_numpy(label), encode_distortion(*self._augment.draw(seed))
             )
         image, label = self._augment(image, label, seed)
+        return self._finished(planes(image), label)
+
+    def _finished(self, image: Tensor, label: NDArray[np.uint8]) -> Crop | PseudoCrop:
         boundary = torch.from_numpy(boundary_map(label))
-        return Crop(_planes(image), torch.from_numpy(np.ascontiguousarray(label)), boundary)
+        return Crop(image, torch.from_numpy(np.ascontiguousarray(label)), boundary)
 
 
-def _planes(image: NDArray[np.uint8]) -> Tensor:
-    """(H, W, 3) to (3, H, W), contiguous."""
-    planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
-    for channel, plane in enumerate(planes):
-        cv2.extractChannel(image, channel, plane)
-    return torch.from_numpy(planes)
+def planes(image: NDArray[np.uint8]) -> Tensor:
+    """(H, W, C) to (C, H, W), contiguous."""
+    separate = np.empty((image.shape[2], *image.shape[:2]), dtype=np.uint8)
+    cv2.split(image, list(separate))
+    return torch.from_numpy(separate)
 
 
-class CropDataset(Dataset[Crop | RawCrop]):
+class CropDataset(Dataset[Crop | PseudoCrop | RawCrop]):
     """Random crops, each a pure function of (seed, draw).
 
     Args:
@@ -111,7 +130,7 @@ class CropDataset(Dataset[Crop | RawCrop]):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, draw: Draw | int) -> Crop | RawCrop:
+    def __getitem__(self, draw: Draw | int) -> Crop | PseudoCrop | RawCrop:
         """Make a crop; a plain index, which Lightning's ``overfit_batches`` asks for, gives a fixed one."""
         draw = Draw(draw, draw) if isinstance(draw, int) else draw
         rng = np.random.default_rng([self._seed, draw.number])
@@ -143,15 +162,17 @@ def whole_photo(photo: LabelledPhoto, limit: tuple[int, int], enlarge: bool) -> 
     """A photo fitted to the evaluation limit, with its label map; see ``EvaluationDataset``."""
     whole = Window(0, 0, *photo.size)
     image = fit_within(photo.image(whole), limit, enlarge=enlarge)
-    return LabelledImage(_planes(image), torch.from_numpy(photo.label(whole)), photo.name)
+    return LabelledImage(planes(image), torch.from_numpy(photo.label(whole)), photo.name)
 
 
-def collate_crops(crops: Sequence[Crop] | Sequence[RawCrop]) -> CropBatch | RawCropBatch:
+def collate_crops(
+    crops: Sequence[Crop] | Sequence[PseudoCrop] | Sequence[RawCrop],
+) -> CropBatch | RawCropBatch:
     """Stack B crops: (B, 3, S, S) images and (B, S, S) targets."""
     if isinstance(crops[0], RawCrop):
         return RawCropBatch(*(torch.stack(parts) for parts in zip(*crops, strict=True)))
-    images, labels, boundaries = (torch.stack(parts) for parts in zip(*crops, strict=True))
-    return CropBatch(images, Targets(labels, boundaries))
+    images, *targets = (torch.stack(parts) for parts in zip(*crops, strict=True))
+    return CropBatch(images, Targets(*targets))
 
 
 def augmented(batch: RawCropBatch) -> CropBatch:
@@ -168,6 +189,7 @@ def single(items: Sequence[LabelledImage]) -> LabelledImage:
 
 
 def quiet_worker(_: int) -> None:
-    """Keep a worker to one thread: the loader already runs one worker per core."""
+    """Keep a worker to one thread, for the loader already runs one worker per core, and its memory in use."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    keep_freed_memory()

@@ -88,30 +88,36 @@ def find_pairs(folders: SplitFolders) -> list[Pair]:
             files are empty. Label maps without a photo are only logged: one label folder may serve several
             photo folders.
     """
-    images = _by_stem(folders.images, PHOTO_SUFFIXES, "photo")
-    labels = _by_stem(folders.labels, LABEL_SUFFIXES, "label map")
-    missing = sorted(images.keys() - labels.keys())
+    pairs, missing = match_files(folders)
     if missing:
+        photos = len(pairs) + len(missing)
         raise DatasetError(
-            f"{folders.labels}: {len(missing)} of {len(images)} photos of {folders.images} have no label "
-            f"map: {_listed([f'{stem}.png' for stem in missing])}. A label map is a PNG with the photo's "
+            f"{folders.labels}: {len(missing)} of {photos} photos of {folders.images} have no label "
+            f"map: {listed([f'{photo.stem}.png' for photo in missing])}. A label map is a PNG with the photo's "
             "stem; add the missing ones or move their photos elsewhere."
         )
+    return pairs
+
+
+def match_files(folders: SplitFolders) -> tuple[list[Pair], list[Path]]:
+    """As ``find_pairs``, but photos without a label map are returned too, sorted by name."""
+    images = files_by_stem(folders.images, PHOTO_SUFFIXES, "photo")
+    labels = files_by_stem(folders.labels, LABEL_SUFFIXES, "label map")
     unused = sorted(labels.keys() - images.keys())
     if unused:
         log.warning(
             "%s: %d label maps have no photo and are not used: %s",
             folders.labels,
             len(unused),
-            _listed(unused),
+            listed(unused),
         )
-    pairs = [Pair(stem, images[stem], labels[stem]) for stem in sorted(images)]
+    pairs = [Pair(stem, images[stem], labels[stem]) for stem in sorted(images.keys() & labels.keys())]
     empty = [str(file) for pair in pairs for file in (pair.image, pair.label) if file.stat().st_size == 0]
     if empty:
         raise DatasetError(
-            f"{len(empty)} files are empty (0 bytes): {_listed(empty)}. Copy or download them again."
+            f"{len(empty)} files are empty (0 bytes): {listed(empty)}. Copy or download them again."
         )
-    return pairs
+    return pairs, [images[stem] for stem in sorted(images.keys() - labels.keys())]
 
 
 class FolderSource:
@@ -193,7 +199,8 @@ def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.suffix.lower() in suffixes and not f.name.startswith("."))
 
 
-def _by_stem(folder: Path, suffixes: frozenset[str], kind: str) -> dict[str, Path]:
+def files_by_stem(folder: Path, suffixes: frozenset[str], kind: str) -> dict[str, Path]:
+    """The visible files of a folder by stem; ``DatasetError`` when there are none or a stem occurs twice."""
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder. Point data.root or data.folders at the {kind}s.")
     by_stem: dict[str, list[Path]] = defaultdict(list)
@@ -207,12 +214,13 @@ def _by_stem(folder: Path, suffixes: frozenset[str], kind: str) -> dict[str, Pat
     twice = [" and ".join(file.name for file in files) for files in by_stem.values() if len(files) > 1]
     if twice:
         raise DatasetError(
-            f"{folder}: {len(twice)} stems occur twice: {_listed(twice)}. {kind.capitalize()}s are "
+            f"{folder}: {len(twice)} stems occur twice: {listed(twice)}. {kind.capitalize()}s are "
             "matched by stem; keep one file of each."
         )
     return {stem: files[0] for stem, files in by_stem.items()}
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

@@ -87,6 +87,10 @@ class SegmentationModule(LightningModule):
     def test_step(self, batch: LabelledImage, batch_idx: int) -> Tensor:
         return self._evaluate(batch)
 
+    def on_validation_epoch_start(self) -> None:
+        # Scores that a validation before training has reset under inference mode cannot be added to in training.
+        self.scores.reset()
+
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
 

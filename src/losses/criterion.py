@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from src.losses.edge import edge_loss
 from src.losses.matcher import HungarianMatcher
-from src.losses.points import UncertaintyPoints, sample_points
+from src.losses.points import SampledPoints, UncertaintyPoints, sample_points
 from src.structures import IGNORE, PilotedQueries, QueryPrediction, Targets, TrainingPrediction
 
 
@@ -26,11 +26,16 @@ class ImageTargets(NamedTuple):
         labels: (T,) int64 ids of the classes present, ascending.
         masks: (T, H, W) float 0/1.
         weight_map: (T, H, W) importance of every pixel for the point sampler, or None.
+        trust: (T, H, W) how far every pixel of every mask can be believed, 0..1; None for 1 (precise labels).
+        candidates: (T+1, K+1) bool, the answers that the query of every target may give, and in the last row a query
+            without one; None for the target's class and "no object".
     """
 
     labels: Tensor
     masks: Tensor
     weight_map: Tensor | None
+    trust: Tensor | None = None
+    candidates: Tensor | None = None
 
 
 Assignment = tuple[Tensor, Tensor]  # query indices and target indices of one image
@@ -42,10 +47,16 @@ def mask_loss(logits: Tensor, masks: Tensor, weights: Tensor, num_masks: float) 
     return loss.mean(1).sum() / num_masks
 
 
-def dice_loss(logits: Tensor, masks: Tensor, num_masks: float) -> Tensor:
-    """1 - (2 sum p t + 1) / (sum p + sum t + 1) of T masks at N points, (T, N) each, over num_masks."""
+def dice_loss(logits: Tensor, masks: Tensor, num_masks: float, trust: Tensor | None = None) -> Tensor:
+    """1 - (2 sum p t + 1) / (sum p + sum t + 1) of T masks at N points, (T, N) each, over num_masks.
+
+    With ``trust`` (T, N) every point counts as that share of a point in all three sums.
+    """
     probability = logits.sigmoid()
-    overlap = 2 * (probability * masks).sum(1) + 1
+    shared = probability * masks
+    if trust is not None:
+        shared, probability, masks = trust * shared, trust * probability, trust * masks
+    overlap = 2 * shared.sum(1) + 1
     return (1 - overlap / (probability.sum(1) + masks.sum(1) + 1)).sum() / num_masks
 
 
@@ -96,7 +107,7 @@ class SetCriterion(nn.Module):
             ``d{i}.`` for the earlier ones and ``pilot.`` for piloted queries, and ``loss_edge``.
         """
         with torch.autocast(targets.labels.device.type, enabled=False):
-            images = [self.image_targets(label) for label in targets.labels]
+            images = self.all_targets(targets)
             num_masks = _mean_over_processes(
                 sum(len(image.labels) for image in images), targets.labels.device
             )
@@ -109,8 +120,16 @@ class SetCriterion(nn.Module):
             if prediction.pilots is not None:
                 terms |= self._piloted_terms(prediction, images)
             if prediction.edge_logits is not None:
-                terms["loss_edge"] = self.edge_weight * edge_loss(prediction.edge_logits, targets.boundaries)
+                terms["loss_edge"] = self.edge_weight * self.edge_term(prediction.edge_logits, targets)
             return terms
+
+    def all_targets(self, targets: Targets) -> Sequence[ImageTargets]:
+        """What every image of a batch asks for."""
+        return [self.image_targets(label) for label in targets.labels]
+
+    def edge_term(self, edge_logits: Tensor, targets: Targets) -> Tensor:
+        """The edge loss before its weight; edge_logits (B, 1, h, w)."""
+        return edge_loss(edge_logits, targets.boundaries)
 
     @torch.no_grad()
     def image_targets(self, label: Tensor) -> ImageTargets:
@@ -138,13 +157,14 @@ class SetCriterion(nn.Module):
                 continue
             coordinates = torch.rand(1, self.matcher.num_points, 2, device=image.masks.device)
             masks = sample_points(image.masks[None], coordinates)[0]  # (T, N)
+            trust = None if image.trust is None else sample_points(image.trust[None], coordinates)[0]
             sampled: dict[int, Tensor] = {}
             for layer, assignments in zip(layers, matched, strict=True):
                 key = id(layer.mask_features)
                 if key not in sampled:
                     sampled[key] = sample_points(layer.mask_features[b : b + 1], coordinates)[0]  # (D, N)
                 logits = layer.mask_embeddings[b] @ sampled[key]
-                assignments.append(self.matcher(layer.class_logits[b], logits, image.labels, masks))
+                assignments.append(self.matcher(layer.class_logits[b], logits, image.labels, masks, trust))
         return matched
 
     def _layer_terms(
@@ -155,15 +175,30 @@ class SetCriterion(nn.Module):
         assignment: Sequence[Assignment],
         num_masks: float,
     ) -> dict[str, Tensor]:
-        classes = layer.class_logits.new_full(
-            layer.class_logits.shape[:2], self.num_classes, dtype=torch.int64
-        )
-        for b, (queries, chosen) in enumerate(assignment):
-            classes[b, queries] = images[b].labels[chosen]
-        class_term = F.cross_entropy(layer.class_logits.transpose(1, 2), classes, self.class_weights)
+        class_term = self.class_term(layer.class_logits, images, assignment)
         return {f"{name}loss_class": self.class_weight * class_term} | self._mask_terms(
             name, layer, images, assignment, num_masks
         )
+
+    def class_term(
+        self, class_logits: Tensor, images: Sequence[ImageTargets], assignment: Sequence[Assignment]
+    ) -> Tensor:
+        """Cross-entropy of (B, Q, K+1) logits; queries without a target must answer "no object"."""
+        classes = class_logits.new_full(class_logits.shape[:2], self.num_classes, dtype=torch.int64)
+        for b, (queries, chosen) in enumerate(assignment):
+            classes[b, queries] = images[b].labels[chosen]
+        return F.cross_entropy(class_logits.transpose(1, 2), classes, self.class_weights)
+
+    def sample(
+        self, logits: Tensor, images: Sequence[ImageTargets], assignment: Sequence[Assignment]
+    ) -> SampledPoints:
+        """Points for the (T, h, w) mask logits of all matched queries."""
+        weight_maps = [
+            image.weight_map[chosen]
+            for image, (_, chosen) in zip(images, assignment, strict=True)
+            if image.weight_map is not None
+        ]
+        return self.points(logits, torch.cat(weight_maps) if weight_maps else None)
 
     def _mask_terms(
         self,
@@ -186,17 +221,12 @@ class SetCriterion(nn.Module):
         if len(logits) == 0:  # keeps every parameter in the graph, as distributed training needs
             zero = logits.sum() + layer.mask_embeddings.sum() * 0 + layer.mask_features.sum() * 0
             return {f"{name}loss_mask": zero, f"{name}loss_dice": zero}
-        weight_maps = [
-            image.weight_map[chosen]
-            for image, (_, chosen) in zip(images, assignment, strict=True)
-            if image.weight_map is not None
-        ]
-        coordinates, weights = self.points(logits.detach(), torch.cat(weight_maps) if weight_maps else None)
+        coordinates, weights, trust = self.sample(logits.detach(), images, assignment)
         point_masks = _target_values(images, assignment, coordinates)
         point_logits = sample_points(logits[:, None], coordinates)[:, 0]
         return {
             f"{name}loss_mask": self.mask_weight * mask_loss(point_logits, point_masks, weights, num_masks),
-            f"{name}loss_dice": self.dice_weight * dice_loss(point_logits, point_masks, num_masks),
+            f"{name}loss_dice": self.dice_weight * dice_loss(point_logits, point_masks, num_masks, trust),
         }
 
     def _piloted_terms(

@@ -35,18 +35,24 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def __call__(
-        self, class_logits: Tensor, point_logits: Tensor, labels: Tensor, point_masks: Tensor
+        self,
+        class_logits: Tensor,
+        point_logits: Tensor,
+        labels: Tensor,
+        point_masks: Tensor,
+        trust: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Match one image.
 
         Args:
             class_logits: (Q, K+1). point_logits: (Q, N) mask logits at N points.
             labels: (T,) class ids. point_masks: (T, N) target values at the same points, 0..1.
+            trust: (T, N) share of each point in the mask and dice costs, 0..1; None for 1.
 
         Returns:
             Query indices and target indices, both (min(Q, T),) int64 on the logits' device.
         """
-        costs = self.costs(class_logits.float(), point_logits.float(), labels, point_masks.float())
+        costs = self.costs(class_logits.float(), point_logits.float(), labels, point_masks.float(), trust)
         total = torch.zeros(len(class_logits), len(labels), device=class_logits.device)
         for name, cost in costs.items():
             total = total + _finite(name, cost)
@@ -55,17 +61,27 @@ class HungarianMatcher:
         return torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)
 
     def costs(
-        self, class_logits: Tensor, point_logits: Tensor, labels: Tensor, point_masks: Tensor
+        self,
+        class_logits: Tensor,
+        point_logits: Tensor,
+        labels: Tensor,
+        point_masks: Tensor,
+        trust: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Weighted (Q, T) cost of every term, float32."""
         with torch.autocast(class_logits.device.type, enabled=False):
-            points = point_logits.shape[1]
             probability = point_logits.sigmoid()
+            inside, outside = point_masks, 1 - point_masks
+            points: int | Tensor = point_logits.shape[1]
+            predicted = probability.sum(1)[:, None]
+            if trust is not None:
+                inside, outside, points = trust * inside, trust * outside, trust.sum(1).clamp(1)
+                predicted = probability @ trust.T
             # cross-entropy against 1 where the target is 1 and against 0 elsewhere, as two products
-            positive = F.softplus(-point_logits) @ point_masks.T
-            negative = F.softplus(point_logits) @ (1 - point_masks).T
-            overlap = 2 * probability @ point_masks.T + 1
-            areas = probability.sum(1)[:, None] + point_masks.sum(1)[None] + 1
+            positive = F.softplus(-point_logits) @ inside.T
+            negative = F.softplus(point_logits) @ outside.T
+            overlap = 2 * probability @ inside.T + 1
+            areas = predicted + inside.sum(1)[None] + 1
             return {
                 "class": -self.class_cost * class_logits.softmax(-1)[:, labels],
                 "mask": self.mask_cost * (positive + negative) / points,

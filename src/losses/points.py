@@ -13,6 +13,8 @@ from torch import Tensor
 
 from src.errors import UserError
 
+_NO_TRUST = 0.01  # points trusted less are not worth sampling
+
 
 class SampledPoints(NamedTuple):
     """Points of T masks.
@@ -20,10 +22,12 @@ class SampledPoints(NamedTuple):
     Attributes:
         coordinates: (T, N, 2).
         weights: (T, N) factor of each point in the mask loss.
+        trust: (T, N) factor of each point in the dice loss; None for 1.
     """
 
     coordinates: Tensor
     weights: Tensor
+    trust: Tensor | None = None
 
 
 def sample_points(maps: Tensor, coordinates: Tensor) -> Tensor:
@@ -122,3 +126,43 @@ class BoundaryPoints(UncertaintyPoints):
     def weights(self, importance: Tensor) -> Tensor:
         """1 + strength w, in [1, 1 + strength)."""
         return 1 + self.strength * importance
+
+
+class TrustedPoints(BoundaryPoints):
+    """Boundary points of masks that cannot be believed everywhere: no point where the trust is zero.
+
+    The importance of a point counts as before, and its factor in the mask loss is multiplied by its trust.
+    """
+
+    @torch.no_grad()
+    def trusted(self, logits: Tensor, weight_map: Tensor, trust: Tensor) -> SampledPoints:
+        """Choose points for matched masks.
+
+        Where a mask has fewer trusted points than asked for, the rest are any points; their factors are zero.
+
+        Args:
+            logits: (T, h, w) mask logits. weight_map, trust: (T, H, W), importance and trust of their targets.
+        """
+        count, device = logits.shape[0], logits.device
+        maps = torch.stack((weight_map, trust), dim=1)
+        candidates = torch.rand(count, int(self.num_points * self.oversample), 2, device=device)
+        importance, believed = sample_points(maps, candidates).unbind(1)  # (T, candidates)
+        certainty = sample_points(logits[:, None], candidates)[:, 0].abs() * (1 - importance)
+        chosen = int(self.num_points * self.importance)
+        uncertain = _first(certainty, believed, candidates, chosen)
+        others = torch.rand(count, int(self.num_points * self.oversample), 2, device=device)
+        believed = sample_points(trust[:, None], others)[:, 0]
+        # in the order in which they were drawn, so evenly over all that is trusted
+        order = torch.arange(others.shape[1], device=device, dtype=believed.dtype).expand_as(believed)
+        anywhere = _first(order, believed, others, self.num_points - chosen)
+        coordinates = torch.cat((uncertain, anywhere), dim=1)
+        importance, believed = sample_points(maps, coordinates).unbind(1)
+        return SampledPoints(coordinates, believed * self.weights(importance), believed)
+
+
+def _first(rank: Tensor, trust: Tensor, candidates: Tensor, count: int) -> Tensor:
+    """The ``count`` candidates (T, ., 2) of lowest rank, those without trust behind all others."""
+    index = (
+        rank.masked_fill(trust < _NO_TRUST, torch.inf).topk(count, dim=1, largest=False, sorted=False).indices
+    )
+    return candidates.gather(1, index[..., None].expand(-1, -1, 2))

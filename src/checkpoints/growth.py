@@ -1,0 +1,91 @@
+"""Starting a network with more classes from a checkpoint that has fewer.
+
+The class head has one row per class and a last one for "no object"; everything else of the network does not depend on
+the number of classes, except for the class embedding of mask piloting. Rows are carried over by the classes' names.
+
+A new row starts as a copy of the row of the class that the checkpoint gives to new objects ("others"), with a bias
+that hands it a small share of that class's probability. Since exp(b + log p) + exp(b + log(1 - p)) = exp(b), the
+probabilities of all other classes and of "no object" stay exactly what they were (the idea of Cermelli et al.,
+"Modeling the Background for Incremental Learning in Semantic Segmentation", CVPR 2020, who share evenly; a small
+share leaves the argmax alone).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from src.checkpoints.names import check_fits
+from src.checkpoints.store import Checkpoint, CheckpointError
+
+SHARE = 0.01  # of the probability of "others", for each new class
+_HEAD = "transformer_decoder.class_head"
+_PILOTS = "piloting.class_embedding.weight"
+
+
+class NewRow(NamedTuple):
+    """A row that the checkpoint does not have: its tensor and index, its class, and the class it starts from."""
+
+    tensor: str
+    row: int
+    name: str
+    start: str
+
+
+def grow_weights(
+    network: nn.Module, checkpoint: Checkpoint, classes: Sequence[str], others: str
+) -> list[NewRow]:
+    """Copy a checkpoint's weights into the same network with more classes.
+
+    Args:
+        network: built for ``classes``.
+        checkpoint: of the same architecture; its classes are among ``classes``.
+        classes: K names, ascending by id.
+        others: name of the class, one of the checkpoint's, that new objects have had so far; "ignore" when they have
+            had none: new rows then start from "no object".
+
+    Returns:
+        the rows that the checkpoint does not have.
+
+    Raises:
+        CheckpointError: the checkpoint has a class that the network has not, or lacks ``others``.
+        NameTableError: anything but the number of classes differs.
+    """
+    known = list(checkpoint.classes)
+    if lost := [name for name in known if name not in classes]:
+        raise CheckpointError(
+            f"{checkpoint.path} knows {', '.join(lost)}, which data.classes ({', '.join(classes)}) does not have. "
+            "A network can grow, not shrink: keep the old classes in data.classes."
+        )
+    new = [name for name in classes if name not in known]
+    if new and others not in (*known, "ignore"):
+        raise CheckpointError(f"data.others={others} is no class of {checkpoint.path} ({', '.join(known)})")
+    state = dict(checkpoint.state)
+    rows: list[NewRow] = []
+    if new:
+        start = others if others != "ignore" else "no object"
+        source = known.index(others) if others != "ignore" else len(known)
+        order = [known.index(name) if name in known else source for name in classes]
+        parts = {_HEAD + ".weight": [*order, len(known)], _HEAD + ".bias": [*order, len(known)]}
+        if _PILOTS in state:
+            parts[_PILOTS] = order
+            # these queries have no row for "no object"; the mean of all classes stands in for it
+            state[_PILOTS] = torch.cat((state[_PILOTS], state[_PILOTS].mean(0, keepdim=True)))
+        for tensor, taken in parts.items():
+            state[tensor] = state[tensor][taken]
+            rows += [NewRow(tensor, list(classes).index(name), name, start) for name in new]
+        kept = list(classes).index(others) if others != "ignore" else len(classes)
+        _share(state[_HEAD + ".bias"], [classes.index(name) for name in new], kept)
+    check_fits(state, network.state_dict(), str(checkpoint.path))
+    network.load_state_dict(state)
+    return sorted(rows)
+
+
+def _share(bias: Tensor, new: Sequence[int], others: int) -> None:
+    """Hand the new classes their shares of the probability of "others"; in place."""
+    bias[new] += math.log(SHARE)
+    bias[others] += math.log(1 - SHARE * len(new))
