@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from src.audit.layout import existing_splits
+from src.audit.layout import draw_missing_scenes, existing_splits
 from src.audit.parallel import map_files
 from src.audit.statistics import (
     PUBLISHED_MIPQ,
@@ -29,8 +29,7 @@ from src.audit.statistics import (
     summarise,
     to_plain,
 )
-from src.config import compose_config
-from src.config import to_plain as plain_config
+from src.config import data_config
 from src.data.classes import ClassMap, Taxonomy
 from src.data.folder import Pair, find_pairs
 from src.errors import UserError, explained
@@ -114,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--examples", type=int, default=6, help="photos to show")
     options = parser.parse_args(arguments)
     with explained():
-        data = plain_config(compose_config("evaluate", options.overrides))["data"]
+        data = data_config(options.overrides)
+        draw_missing_scenes(data)
         splits = describe(data, options.output, options.workers, options.examples)
     console = Console(soft_wrap=True, highlight=False)
     table = Table("split", title=str(data["root"]), title_justify="left")

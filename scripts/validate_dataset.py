@@ -16,14 +16,15 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from src.audit.faults import Fault, check_photo, find_leaks, match_files
-from src.audit.layout import existing_splits
+from src.audit.layout import draw_missing_scenes, existing_splits
 from src.audit.parallel import map_files
-from src.config import compose_config, to_plain
+from src.config import data_config
 from src.data.classes import ClassMap, Taxonomy
 from src.errors import UserError
 
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console(soft_wrap=True, highlight=False)
     try:
-        data = to_plain(compose_config("evaluate", options.overrides))["data"]
+        data = data_config(options.overrides)
+        draw_missing_scenes(data)
         faults, photos = validate(data, options.workers)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -74,19 +76,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not faults:
         console.print("no faults found")
         return 0
-    table = Table(
-        "kind", "split", "file", "what is wrong", title=f"{len(faults)} faults", title_justify="left"
-    )
     counts = Counter(fault.kind for fault in faults)
-    for kind, count in counts.items():
-        for fault in [fault for fault in faults if fault.kind == kind][: options.show]:
-            table.add_row(fault.kind, fault.split, str(fault.file), fault.detail)
-        if count > options.show:
-            table.add_row(kind, "", "", f"and {count - options.show} more (--show {count} lists all)")
-        table.add_section()
-    console.print(table)
+    console.print(fault_table(faults, str(data["root"]), options.show))
     console.print(", ".join(f"{kind}: {count}" for kind, count in counts.items()))
     return 1
+
+
+def fault_table(faults: Sequence[Fault], root: str, show: int) -> Table:
+    """One row for each fault, by kind, with paths relative to the root of the dataset.
+
+    Args:
+        faults: at least one.
+        root: as configured.
+        show: rows of each kind.
+    """
+    table = Table(title=f"{len(faults)} faults", title_justify="left")
+    for column in ("kind", "split"):
+        table.add_column(column, no_wrap=True)
+    for column in ("file", "what is wrong"):
+        table.add_column(column, overflow="fold")
+    prefix = f"{Path(root).expanduser()}{os.sep}"
+    for kind, count in Counter(fault.kind for fault in faults).items():
+        for fault in [fault for fault in faults if fault.kind == kind][:show]:
+            table.add_row(
+                kind, fault.split, str(fault.file).removeprefix(prefix), fault.detail.replace(prefix, "")
+            )
+        if count > show:
+            table.add_row(kind, "", "", f"and {count - show} more; --show {count} lists all")
+        table.add_section()
+    return table
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,6 +26,21 @@ def compose_config(name: str = "train", overrides: Sequence[str] = ()) -> DictCo
     """The configuration that ``python -m src.<name> <overrides>`` would use."""
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         return compose(name, overrides=list(overrides))
+
+
+def data_config(overrides: Sequence[str]) -> dict[str, Any]:
+    """The dataset that overrides such as ``data=own data.root=<folder>`` choose, as plain values.
+
+    Raises:
+        UserError: no dataset is chosen, or the overrides are wrong.
+    """
+    try:
+        data = compose_config("evaluate", overrides).get("data")
+    except HydraException as error:
+        raise UserError(str(error)) from error
+    if data is None:
+        raise UserError("choose a dataset: data=<choice> data.root=<folder>")
+    return to_plain(data)
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from src.errors import UserError
 
@@ -176,8 +176,9 @@ def _open(path: Path, source: bytes | io.BufferedReader) -> Image.Image:
             "otherwise cut the photo into parts."
         ) from error
     except _DAMAGED as error:
+        reason = "of another format" if isinstance(error, UnidentifiedImageError) else error
         raise PhotoError(
-            f"{path}: not a readable JPEG or PNG ({error}). Convert the photo to JPEG or PNG, or copy it "
+            f"{path}: not a readable JPEG or PNG ({reason}). Convert the photo to JPEG or PNG, or copy it "
             "again."
         ) from error
     return photo

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"structures", "errors", "files", "photos", "pictures", "sheet", "tiling", "published"},
     {"models", "losses", "metrics", "data", "checkpoints"},
-    {"inference"},
+    {"inference", "audit"},
     {"engine", "report"},
     {"train", "evaluate", "predict", "prepare", "config"},
 )

@@ -7,9 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from src.data.folder import IMAGE_FOLDERS, LABEL_FOLDER, SplitFolders, benchmark_folders
+from src.data.synthetic import write_synthetic_dataset
 from src.errors import UserError
 
 SPLITS = ("train", "val", "test")
+
+
+def draw_missing_scenes(data: Mapping[str, Any]) -> None:
+    """Draw the dataset if it is one of synthetic scenes whose folder is not there; existing files stay as they are.
+
+    Args:
+        data: configuration of a dataset, plain values.
+    """
+    root = Path(data["root"]).expanduser()
+    if data.get("synthetic") and not root.exists():
+        ids = {name: index for index, name in enumerate(data["classes"])}
+        write_synthetic_dataset(root, class_ids=ids, **data["synthetic"])
 
 
 def existing_splits(data: Mapping[str, Any]) -> dict[str, SplitFolders]:

@@ -31,7 +31,8 @@ def map_files(
     if workers <= 1:
         return [function(task) for task in track(tasks, description, console=console, transient=True)]
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    # 0 turns the threads of OpenCV off; 1 would wait for threads that did not survive the fork.
+    with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
         results = pool.map(function, tasks, chunksize=4)
         progress = track(results, description, total=len(tasks), console=console, transient=True)
         return list(progress)
