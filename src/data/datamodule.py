@@ -143,7 +143,16 @@ class SegmentationDataModule(LightningDataModule):
                 self._sources[split] = self._source(split)
 
     def source(self, split: str) -> PhotoSource:
-        """The labelled photos of a split that ``setup`` has found."""
+        """The labelled photos of a split that ``setup`` has found.
+
+        Raises:
+            UserError: the split is streamed, which gives its photos in passing only.
+        """
+        if self._is_streamed(split):
+            raise UserError(
+                f"data.store={self._store} is streamed, so its photos cannot be opened one by one; evaluate with "
+                "report=null, or from the files themselves with data.store=null"
+            )
         return self._sources[split]
 
     def pairs(self, split: str) -> list[Pair]:
