@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from src.data.datasets import EvaluationDataset
 from src.inference import predict_labels
 from src.pictures import IGNORED, WRONG, Picture, boundary_rich_window, error_map, overlay, write_image
 from src.sheet import compose_sheet
@@ -23,8 +24,9 @@ from src.structures import LabelledImage
 class EarlyLook(Callback):
     """Pictures of fixed crops while training: photo, label, prediction and errors, one row for each crop.
 
-    The crops are the most boundary-rich windows of the first validation photos, so pictures of different steps and
-    runs show the same places. The weights are those being trained, not their moving average.
+    The crops are the most boundary-rich windows of validation photos that are spread over the set, because neighbours
+    often show one scene; of the first ones where the data arrives as a stream. Pictures of different steps and runs
+    show the same places. The weights are those being trained, not their moving average.
 
     Args:
         folder: where the pictures go, ``step_000100.png``.
@@ -65,7 +67,13 @@ class EarlyLook(Callback):
     def _cut_crops(self, trainer: Trainer) -> list[tuple[Tensor, NDArray[np.uint8]]]:
         """(3, S, S) photos and (S, S) label maps."""
         loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-        photos: list[LabelledImage] = list(islice(loader, self.crops))
+        photos: list[LabelledImage]
+        if isinstance(loader.dataset, EvaluationDataset):
+            count = len(loader.dataset)
+            chosen = sorted({int(index) for index in np.linspace(0, count - 1, self.crops).round()})
+            photos = [loader.dataset[index] for index in chosen]
+        else:
+            photos = list(islice(loader, self.crops))
         height = min(self.size, *(photo.image.shape[1] for photo in photos))
         width = min(self.size, *(photo.image.shape[2] for photo in photos))
         crops = []
