@@ -15,7 +15,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/python -m src.train experiment=massformer model/size=nano hydra.run.dir=outputs/demo
+	$(BIN)/python -m src.train experiment=massformer model/size=nano \
+		recipe.steps=400 recipe.val_every=200 hydra.run.dir=outputs/demo
 
 lint: setup
 	$(BIN)/ruff check .
