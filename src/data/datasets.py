@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from src.data.allocation import keep_freed_memory
 from src.data.crops import RandomCrop
 from src.data.device_transforms import augment_images, boundary_maps, encode_distortion, flip_chosen
 from src.data.sampling import Draw
@@ -192,4 +191,3 @@ def quiet_worker(_: int) -> None:
     """Keep a worker to one thread, for the loader already runs one worker per core, and its memory in use."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    keep_freed_memory()
