@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -82,3 +88,71 @@ def test_shards(root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "shards/train/index.json").exists()
     assert not (tmp_path / "shards/.entries").exists()
     assert run(root, tmp_path / "shards", "format=litdata") == {}  # packed already
+
+
+def program(root: Path, output: Path, path: str | None = None) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "src.prepare",
+        "data=mass13k",
+        f"data.root={root}",
+        f"output={output}",
+        "workers=1",
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"PATH": path or os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_whole_entries_and_continues(root: Path, tmp_path: Path) -> None:
+    """Killed while its third photo is being rewritten; a broken photo makes the exit code 1, and no more."""
+    run(root, tmp_path / "whole")
+    slow = tmp_path / "bin/jpegtran"
+    slow.parent.mkdir()
+    slow.write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/2 ] && sleep 600\n[ -e {tmp_path}/1 ] && touch {tmp_path}/2\n"
+        f'touch {tmp_path}/1\nexec {shutil.which("jpegtran")} "$@"\n'
+    )
+    slow.chmod(0o755)
+    process = program(root, tmp_path / "store", f"{slow.parent}:{os.environ['PATH']}")
+    deadline = time.monotonic() + 300
+    while len(list(tmp_path.glob("store/train/*.jpg"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    made = {path.name: path.read_bytes() for path in (tmp_path / "store/train").glob("*.jpg")}
+    assert made == {name: (tmp_path / "whole/train" / name).read_bytes() for name in ("p0.jpg", "p1.jpg")}
+
+    broken = root / "images/val/p0.jpg"
+    broken.write_bytes(broken.read_bytes()[:900])
+    process = program(root, tmp_path / "store")
+    printed, _ = process.communicate()
+    assert process.returncode == 1
+    assert "train: 1 converted, 2 were there, 0 failed" in printed
+    assert f"failed: val/p0: {broken}: the file is truncated or damaged" in printed
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole/train").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "store/train").iterdir()} == whole
+    assert [path.name for path in (tmp_path / "store/val").iterdir()] == ["manifest.json"]
+
+
+def test_a_full_disk_while_packing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = pytest.importorskip("litdata.streaming.writer")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.BinaryWriter, "write_chunk", full)
+        with pytest.raises(UserError, match=r"disk is full.*continues"):
+            run(root, tmp_path / "shards", "format=litdata", "splits=[train]")
+    assert not [path for path in (tmp_path / "shards").iterdir() if path.name != ".entries"]
+    assert run(root, tmp_path / "shards", "format=litdata", "splits=[train]") == {}
+    assert (tmp_path / "shards/train/index.json").exists()

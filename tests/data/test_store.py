@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +27,12 @@ from src.data.folder import FolderSource, Pair, SplitFolders, find_pairs
 from src.data.source import Window
 from src.data.store import convert
 from src.data.store.convert import convert_split, verify_split
-from src.data.store.entry import Entry, StoreError
+from src.data.store.entry import Entry, StoreError, pack_entry
+from src.data.store.restart_jpeg import add_restart_markers, find_jpegtran, with_orientation
 from src.data.store.source import StoreSource
 from src.data.targets import boundary_map
-from src.errors import UserError
-from src.photos import read_photo
+from src.errors import UserError, message_of
+from src.photos import read_photo, upright
 
 CLASSES = {"background": [0, 0, 0], "person": [255, 0, 0], "sky": [0, 0, 255]}
 CLASS_MAP = ClassMap(Taxonomy.from_mapping(CLASSES))
@@ -59,7 +63,7 @@ def encode(pixels: np.ndarray, subsampling: str, orientation: int = 1, progressi
         image = Image.fromarray(pixels[..., 0])
     elif subsampling in ("440", "411"):
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), 88, "RGB", subsampling)
-        return convert.with_orientation(data, orientation)
+        return with_orientation(data, orientation)
     else:
         image = Image.fromarray(pixels)
     exif = Image.Exif()
@@ -101,6 +105,61 @@ def test_windows_equal_full_decoding(
     for window in windows:
         np.testing.assert_array_equal(photo.image(window), whole[window.slices])
         np.testing.assert_array_equal(photo.label(window), label[window.slices])
+
+
+def entry_of(jpeg: bytes, orientation: int, label: np.ndarray) -> Entry:
+    rewritten = with_orientation(add_restart_markers(jpeg, find_jpegtran()), orientation)
+    content = pack_entry(rewritten, orientation, label, "lossless", {})
+    return Entry(lambda offset, length: content[offset : offset + length], len(content), "a.jpg")
+
+
+def along(data: st.DataObject, edge: int) -> tuple[int, int]:
+    """A range of pixels; often at a border or around a multiple of a block."""
+    special = [at for at in (0, 1, 8, 16, 31, 64, 128, 129, edge - 2, edge - 1) if 0 <= at < edge]
+    start = data.draw(st.one_of(st.integers(0, edge - 1), st.sampled_from(special)))
+    return start, data.draw(st.one_of(st.integers(1, edge - start), st.just(edge - start), st.just(1)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_window_of_any_jpeg_equals_full_decoding(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(1, 300)), data.draw(st.integers(1, 600))
+    subsampling = data.draw(st.sampled_from(["444", "422", "420", "440", "411", "Gray"]))
+    orientation = data.draw(st.integers(1, 8))
+    progressive = data.draw(st.booleans())
+    seed = data.draw(st.integers(0, 99))
+    jpeg = encode(smooth(height, width, seed), subsampling, orientation, progressive)
+    whole = upright(simplejpeg.decode_jpeg(jpeg, colorspace="RGB"), orientation)
+    label = np.random.default_rng(seed).integers(0, 256, whole.shape[:2], dtype=np.uint8)
+    entry = entry_of(jpeg, orientation, label)
+    assert entry.info.size == label.shape
+    for _ in range(8):
+        (top, high), (left, wide) = along(data, label.shape[0]), along(data, label.shape[1])
+        window = Window(top, left, high, wide)
+        np.testing.assert_array_equal(entry.image(window), whole[window.slices])
+        np.testing.assert_array_equal(entry.label(window), label[window.slices])
+
+
+@pytest.mark.parametrize(
+    "options", ["-arithmetic", "-rgb", "-restart 1", "-sample 4x1", "-sample 1x4", "-sample 2x2,1x2,1x2"]
+)
+def test_jpegs_of_unusual_coding(options: str) -> None:
+    if shutil.which("cjpeg") is None:
+        pytest.skip("cjpeg is not installed")
+    ppm = io.BytesIO()
+    Image.fromarray(smooth(97, 301)).save(ppm, "PPM")
+    jpeg = subprocess.run(
+        ["cjpeg", *options.split()], input=ppm.getvalue(), capture_output=True, check=True
+    ).stdout
+    whole = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
+    entry = entry_of(jpeg, 1, regions(97, 301))
+    for window in (
+        Window(0, 0, 97, 301),
+        Window(31, 64, 33, 65),
+        Window(96, 0, 1, 301),
+        Window(0, 300, 97, 1),
+    ):
+        np.testing.assert_array_equal(entry.image(window), whole[window.slices])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -174,11 +233,13 @@ def pairs(tmp_path: Path) -> list[Pair]:
     for split in ("train", "val"):
         for index in range(4):
             size = (200, 300) if index % 2 else (260, 190)
+            orientation = (1, 3, 6, 1)[index]
             pair = Pair(
                 f"p{index}", root / f"images/{split}/p{index}.jpg", root / f"annotations/{split}/p{index}.png"
             )
-            pair.image.write_bytes(encode(smooth(*size, index), "420"))
-            Image.fromarray(regions(*size, index)).save(pair.label)
+            pair.image.write_bytes(encode(smooth(*size, index), "420", orientation))
+            label = regions(*(size[::-1] if orientation == 6 else size), index)
+            Image.fromarray(label).save(pair.label)
             made.append(pair)
     return made[:4]
 
@@ -235,7 +296,7 @@ def test_resuming_converts_only_what_is_missing(pairs: list[Pair], tmp_path: Pat
 def test_bad_input_is_listed_and_the_rest_converted(pairs: list[Pair], tmp_path: Path) -> None:
     pairs[0].image.write_bytes(pairs[0].image.read_bytes()[:3000])
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(pairs[1].label)
-    Image.fromarray(np.full((260, 190), 9, np.uint8)).save(pairs[2].label)
+    Image.fromarray(np.full((190, 260), 9, np.uint8)).save(pairs[2].label)
     result = make(pairs, tmp_path / "store")
     assert sorted(result.manifest.failed) == ["p0", "p1", "p2"]
     assert "p0.jpg: the file is truncated" in result.manifest.failed["p0"]
@@ -259,9 +320,11 @@ def test_changed_source_is_detected(pairs: list[Pair], tmp_path: Path) -> None:
     assert make(pairs, tmp_path / "store").converted == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_damaged_entries_are_named(entry_bytes: bytes, data: st.DataObject) -> None:
+def test_damaged_entries_are_named_and_never_give_other_pixels(
+    entry_bytes: bytes, data: st.DataObject
+) -> None:
     position = data.draw(st.integers(0, len(entry_bytes) - 1))
     cut = data.draw(st.booleans())
     damaged = bytearray(entry_bytes)
@@ -269,17 +332,23 @@ def test_damaged_entries_are_named(entry_bytes: bytes, data: st.DataObject) -> N
         del damaged[position:]
     else:
         damaged[position] ^= data.draw(st.integers(1, 255))
-    try:
-        entry = Entry(
-            lambda offset, length: bytes(damaged[offset : offset + length]), len(damaged), "x/name.jpg"
-        )
-        entry.check_payload()
-        entry.label(Window(0, 0, *entry.info.size))
-        entry.image(Window(0, 0, *entry.info.size))
-    except StoreError as error:
-        assert str(error).startswith("x/name.jpg: ")  # noqa: PT017
-    else:
-        assert not cut
+    with pytest.raises(StoreError) as caught:
+        everything(bytes(damaged))
+    assert str(caught.value).startswith("x/name.jpg: ")
+
+
+def test_every_bit_of_the_footer_counts(entry_bytes: bytes) -> None:
+    for bit in range(128):
+        damaged = bytearray(entry_bytes)
+        damaged[-1 - bit // 8] ^= 1 << bit % 8
+        with pytest.raises(StoreError, match=r"x/name\.jpg: "):
+            everything(bytes(damaged))
+
+
+def everything(content: bytes) -> None:
+    entry = Entry(lambda offset, length: content[offset : offset + length], len(content), "x/name.jpg")
+    whole = Window(0, 0, *entry.info.size)
+    entry.label(whole), entry.image(whole), entry.preview()
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +386,49 @@ def test_full_disk_stops_cleanly(pairs: list[Pair], tmp_path: Path, monkeypatch:
         make(pairs, tmp_path / "store")
     monkeypatch.undo()
     assert make(pairs, tmp_path / "store").converted == 2
+
+
+def test_unreadable_sources_are_listed(pairs: list[Pair], tmp_path: Path) -> None:
+    pairs[0].image.unlink()
+    pairs[1].label.unlink()
+    pairs[1].label.mkdir()  # reading it fails, whoever asks
+    result = make(pairs, tmp_path / "store")
+    assert sorted(result.manifest.entries) == ["p2", "p3"]
+    assert f"{pairs[0].image}: it cannot be read" in result.manifest.failed["p0"]
+    assert f"{pairs[1].label}: it cannot be read" in result.manifest.failed["p1"]
+
+
+def test_leftovers_of_killed_runs_are_removed(pairs: list[Pair], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    make(pairs[:2], store)
+    old, young, foreign = store / ".p2.jpg.x1", store / ".p3.jpg.y2", store / ".keep"
+    for path in (old, young, foreign):
+        path.write_bytes(b"half an entry")
+    os.utime(old, (1, 1))
+    os.utime(young, (2**32, 2**32))  # of a run beside this one
+    make(pairs, store)
+    assert not old.exists()
+    assert young.exists()
+    assert foreign.exists()
+
+
+def test_damaged_entries_are_named_by_workers(pairs: list[Pair], tmp_path: Path) -> None:
+    root, store = tmp_path / "data", tmp_path / "store"
+    for split in ("train", "val"):
+        folders = SplitFolders(root / "images" / split, root / "annotations" / split)
+        make(find_pairs(folders), store / split)
+    entry = store / "train/p2.jpg"
+    content = bytearray(entry.read_bytes())
+    start = content.index(b"\xff\xda") + 20
+    content[start : start + 200] = bytes(200)
+    entry.write_bytes(content)
+    data = datamodule(root, store=str(store), num_workers=1, scales=[1.0], crop_size=300)
+    data.setup("fit")
+    with pytest.raises(StoreError) as caught:
+        list(data.train_dataloader())
+    message = message_of(caught.value)
+    assert message.startswith(f"{entry}: this store entry is damaged (photo: ")
+    assert message.endswith("Delete the file and run src.prepare again: it makes the missing entries.")
 
 
 def test_jpegtran_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ interpreter's lock, and jpegtran is a process of its own.
 
 from __future__ import annotations
 
-import errno
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from src.data.classes import ClassMap
 from src.data.folder import FilePhoto, Pair
 from src.data.source import Window
+from src.data.store.disk import full_disk_explained
 from src.data.store.entry import SUFFIX, Entry, StoreError, pack_entry
 from src.data.store.manifest import FILE, Fingerprint, Manifest, Record
 from src.data.store.restart_jpeg import (
@@ -76,17 +77,23 @@ def convert_split(
 
     def convert(pair: Pair) -> tuple[Record, bool]:
         path = folder / (pair.name + SUFFIX)
-        record = _existing(pair, path, known.get(pair.name))
-        if record is not None:
-            return record, False
-        content, record = _convert(pair, class_map, jpegtran)
+        try:
+            record = _existing(pair, path, known.get(pair.name))
+            if record is not None:
+                return record, False
+            content, record = _convert(pair, class_map, jpegtran)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise PhotoError(f"{error.filename or pair.image}: it cannot be read ({reason})") from error
         write_atomically(path, content)
         return record, True
 
     records: dict[str, Record] = {}
     failed: dict[str, str] = {}
     converted = 0
-    with _full_disk_explained(folder), _pool(workers) as pool:
+    started = time.time()
+    with full_disk_explained(folder), _pool(workers) as pool:
+        folder.mkdir(parents=True, exist_ok=True)
         futures = {pool.submit(convert, pair): pair for pair in pairs}
         for future in as_completed(futures):
             pair = futures[future]
@@ -95,11 +102,10 @@ def convert_split(
                 converted += is_new
             except (UserError, JpegError) as error:
                 failed[pair.name] = str(error)
-            except FileNotFoundError as error:
-                failed[pair.name] = f"{error.filename}: it disappeared during the conversion"
             progress(pair)
         manifest = Manifest(records, failed)
         manifest.write(folder)
+    _remove_leftovers(folder, started)
     return Conversion(manifest, converted)
 
 
@@ -135,6 +141,19 @@ def verify_split(
                 failed[pair.name] = str(error)
             progress(pair)
     return failed
+
+
+def _remove_leftovers(folder: Path, before: float) -> None:
+    """Delete what runs that were killed while they wrote have left under temporary names.
+
+    Args:
+        folder: of the split in the store.
+        before: seconds since the epoch; younger files may belong to a run beside this one.
+    """
+    for pattern in (f".*{SUFFIX}.*", f".{FILE}.*"):
+        for path in folder.glob(pattern):
+            if path.stat().st_mtime < before:
+                path.unlink(missing_ok=True)
 
 
 def _existing(pair: Pair, path: Path, listed: Record | None) -> Record | None:
@@ -228,17 +247,3 @@ def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _full_disk_explained(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"{folder}: the disk is full. Every entry written so far is whole; free some space and run the same "
-                "command again: it continues."
-            ) from error
-        raise

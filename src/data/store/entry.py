@@ -25,7 +25,15 @@ from numpy.typing import NDArray
 from src.data.preview import preview_blocks
 from src.data.source import Window
 from src.data.store.label_tiles import LabelError, LabelTiles, encode_tiles
-from src.data.store.restart_jpeg import JpegError, Read, RestartJpeg, index_segments, parse_frame
+from src.data.store.restart_jpeg import (
+    JpegError,
+    Read,
+    RestartJpeg,
+    check,
+    index_segments,
+    parse_frame,
+    segment_checks,
+)
 from src.errors import UserError
 from src.photos import upright
 
@@ -33,7 +41,8 @@ FORMAT_VERSION = 1
 SUFFIX = ".jpg"
 
 _MAGIC = b"MaSSentr"
-_FOOTER = struct.Struct("<8sHHI")  # magic, version, zero, bytes of the directory
+_CURE = "Delete the file and run src.prepare again: it makes the missing entries."
+_FOOTER = struct.Struct("<8sHHI")  # magic, version, check of the directory, its length in bytes
 _TAIL = 1 << 16  # bytes read at once from the end; directory and tables nearly always fit
 
 
@@ -76,10 +85,12 @@ def pack_entry(
     segments = index_segments(jpeg, frame)
     tiles = encode_tiles(label)
     blocks, mixed = preview_blocks(label)
+    compress = zstandard.ZstdCompressor(level=9, write_checksum=True).compress
     tables = {
-        "segments": zstandard.compress(segments.astype("<u4").tobytes(), 9),
-        "blocks": zstandard.compress(blocks.tobytes(), 9),
-        "mixed": zstandard.compress(np.packbits(mixed).tobytes(), 9),
+        "segments": compress(segments.astype("<u4").tobytes()),
+        "checks": compress(segment_checks(jpeg, frame, segments).astype("<u2").tobytes()),
+        "blocks": compress(blocks.tobytes()),
+        "mixed": compress(np.packbits(mixed).tobytes()),
     }
     payload = b"".join([jpeg, *tiles, *tables.values()])
     directory = {
@@ -89,12 +100,13 @@ def pack_entry(
         "source": source,
         "jpeg_bytes": len(jpeg),
         "header_bytes": frame.scan_offset,
+        "header_check": check(jpeg[: frame.scan_offset]),
         "tile_bytes": [len(tile) for tile in tiles],
         "table_bytes": {name: len(table) for name, table in tables.items()},
         "payload_sha256": hashlib.sha256(payload).hexdigest(),
     }
     encoded = json.dumps(directory, separators=(",", ":")).encode()
-    return b"".join([payload, encoded, _FOOTER.pack(_MAGIC, FORMAT_VERSION, 0, len(encoded))])
+    return b"".join([payload, encoded, _FOOTER.pack(_MAGIC, FORMAT_VERSION, check(encoded), len(encoded))])
 
 
 class Entry:
@@ -104,21 +116,23 @@ class Entry:
         read: gives bytes of the file; raises OSError.
         length: of the file in bytes.
         name: of the file, for messages.
+        cure: what to do when it is damaged, for messages.
 
     Raises:
         StoreError: the file is no entry, is damaged, or was written by a newer version.
     """
 
-    def __init__(self, read: Read, length: int, name: str) -> None:
+    def __init__(self, read: Read, length: int, name: str, cure: str = _CURE) -> None:
         self._read_file = read
         self._length = length
         self._name = name
+        self._cure = cure
         self._tail_offset = max(0, length - _TAIL)
         self._tail = read(self._tail_offset, length - self._tail_offset)
         if len(self._tail) != length - self._tail_offset or length < _FOOTER.size:
             raise self._damaged("it is cut off")
-        magic, version, _, directory_bytes = _FOOTER.unpack(self._tail[-_FOOTER.size :])
-        if magic != _MAGIC:
+        magic, version, expected, directory_bytes = _FOOTER.unpack(self._tail[-_FOOTER.size :])
+        if magic != _MAGIC or version < 1:
             raise self._damaged("it does not end like an entry")
         if version > FORMAT_VERSION:
             raise StoreError(
@@ -126,8 +140,11 @@ class Entry:
                 "Update the program, or make the store again with it."
             )
         end = length - _FOOTER.size - directory_bytes
+        encoded = self._read(end, directory_bytes) if end >= 0 else b""
+        if check(encoded) != expected:
+            raise self._damaged("the checksum of its directory is wrong")
         try:
-            directory = json.loads(self._read(end, directory_bytes))
+            directory = json.loads(encoded)
             self.info = EntryInfo(
                 (int(directory["size"][0]), int(directory["size"][1])),
                 int(directory["orientation"]),
@@ -137,10 +154,8 @@ class Entry:
                 end,
             )
             self._tile_bytes = [int(value) for value in directory["tile_bytes"]]
-            self._jpeg_bytes, self._header_bytes = (
-                int(directory["jpeg_bytes"]),
-                int(directory["header_bytes"]),
-            )
+            self._jpeg_bytes = int(directory["jpeg_bytes"])
+            self._header = int(directory["header_bytes"]), int(directory["header_check"])
             self._tables: dict[str, tuple[int, int]] = {}
             position = self._jpeg_bytes + sum(self._tile_bytes)
             for table, size in directory["table_bytes"].items():
@@ -184,8 +199,13 @@ class Entry:
 
     @cached_property
     def _jpeg(self) -> RestartJpeg:
+        length, expected = self._header
+        header = self._read(0, length)
+        if check(header) != expected:
+            raise self._damaged("the checksum of the photo's header is wrong")
         segments = np.frombuffer(self._table("segments"), "<u4").astype(np.uint32)
-        return RestartJpeg(self._read, self._read(0, self._header_bytes), segments)
+        checks = np.frombuffer(self._table("checks"), "<u2").astype(np.uint16)
+        return RestartJpeg(self._read, header, segments, checks)
 
     @cached_property
     def _tiles(self) -> LabelTiles:
@@ -209,10 +229,7 @@ class Entry:
         return data
 
     def _damaged(self, reason: str) -> StoreError:
-        return StoreError(
-            f"{self._name}: this store entry is damaged ({reason}). Delete the file and run src.prepare again: "
-            "it makes the missing entries."
-        )
+        return StoreError(f"{self._name}: this store entry is damaged ({reason}). {self._cure}")
 
 
 def stored_window(window: Window, size: tuple[int, int], orientation: int) -> Window:

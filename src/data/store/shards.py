@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from src.data.store.disk import full_disk_explained
 from src.data.store.entry import FORMAT_VERSION, SUFFIX
 from src.data.store.manifest import Manifest
 from src.errors import UserError
@@ -29,7 +30,7 @@ def write_shards(entries: Path, folder: Path, megabytes: int, progress: Callable
         progress: called behind each entry.
 
     Raises:
-        UserError: LitData is not installed, or the folder holds something else.
+        UserError: LitData is not installed, the folder holds something else, or the disk is full.
         StoreError: the entries have no manifest.
     """
     try:
@@ -41,13 +42,17 @@ def write_shards(entries: Path, folder: Path, megabytes: int, progress: Callable
         raise UserError(f"{folder} exists already; delete it to pack the entries again")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    writer = BinaryWriter(str(partial), chunk_bytes=f"{megabytes}MB")
-    for number, name in enumerate(names):
-        content = (entries / (name + SUFFIX)).read_bytes()
-        sample = {"format": FORMAT_VERSION, "number": number, "name": name, "entry": content}
-        writer.add_item(number, sample)
-        progress(name)
-    writer.done()
-    writer.merge(1)
-    os.replace(partial, folder)
+    try:
+        with full_disk_explained(folder):
+            partial.mkdir(parents=True)
+            writer = BinaryWriter(str(partial), chunk_bytes=f"{megabytes}MB")
+            for number, name in enumerate(names):
+                content = (entries / (name + SUFFIX)).read_bytes()
+                sample = {"format": FORMAT_VERSION, "number": number, "name": name, "entry": content}
+                writer.add_item(number, sample)
+                progress(name)
+            writer.done()
+            writer.merge(1)
+            os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
