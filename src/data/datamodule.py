@@ -208,7 +208,7 @@ class SegmentationDataModule(LightningDataModule):
 
     def _stream(self, split: str) -> DataLoader[Any]:
         try:
-            from src.data.streaming import CropItems, EntryStream, StreamingDataLoader, WholePhotos
+            from src.data.streaming import CropItems, EntryLoader, EntryStream, WholePhotos
         except ImportError as error:
             raise UserError(
                 f"data.store={self._store} holds shards, and LitData reads them: "
@@ -222,7 +222,7 @@ class SegmentationDataModule(LightningDataModule):
             if training
             else WholePhotos(self._evaluation_limit, self._enlarge)
         )
-        return StreamingDataLoader(
+        return EntryLoader(
             EntryStream(f"{place}/{split}", self.class_map, items, training, self._seed, *self._cache),
             batch_size=self._batch_size if training else 1,
             collate_fn=collate_crops if training else single,

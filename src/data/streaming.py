@@ -7,13 +7,19 @@ number of processes changes the order of crops but not the crops.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from threading import get_ident
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
+from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from litdata import StreamingDataLoader, StreamingDataset
+from litdata.streaming.client import S3Client
+from litdata.streaming.downloader import Downloader, register_downloader
 
 from src.data.classes import ClassMap
 from src.data.datasets import whole_photo
@@ -22,13 +28,53 @@ from src.data.store.entry import Entry, StoreError
 from src.data.store.source import StorePhoto
 from src.structures import LabelledImage
 
-__all__ = ["CropItems", "EntryStream", "StreamingDataLoader", "WholePhotos"]
+__all__ = ["CropItems", "EntryLoader", "EntryStream", "WholePhotos"]
 
+_CURE = "Pack the shards again: delete their folder and run src.prepare with format=litdata."
 RETRIES = 5  # of each request
 _TIMEOUT = 20  # seconds to connect, and between two pieces of an answer
+_UNREACHABLE = (OSError, RuntimeError, Boto3Error, BotoCoreError, ClientError)
 
 # (photo, epoch, number of the photo) -> item of a batch
 MakeItem = Callable[[LabelledPhoto, int, int], Any]
+
+
+class S3Shards(Downloader):
+    """Fetches shards from S3 with boto3; arguments as LitData gives them.
+
+    LitData's own way refuses servers without TLS, such as one in the local network, and tries again for minutes
+    when a server is gone.
+    """
+
+    def __init__(
+        self,
+        remote_dir: str,
+        cache_dir: str,
+        chunks: list[dict[str, Any]],
+        storage_options: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(remote_dir, cache_dir, chunks, storage_options)
+        self._client = S3Client(
+            storage_options=storage_options, session_options=options.get("session_options")
+        )
+
+    def download_file(self, remote_chunkpath: str, local_chunkpath: str) -> None:
+        """Fetch one file; it appears under its name when it is whole. Raises what boto3 raises."""
+        if os.path.exists(local_chunkpath):
+            return
+        address = urlparse(remote_chunkpath)
+        partial = f"{local_chunkpath}.tmp.{os.getpid()}.{get_ident()}"
+        os.makedirs(os.path.dirname(local_chunkpath), exist_ok=True)
+        try:
+            self._client.client.download_file(address.netloc, address.path.lstrip("/"), partial)
+            os.replace(partial, local_chunkpath)
+        finally:
+            if os.path.exists(partial):
+                os.unlink(partial)
+
+
+register_downloader("s3://", S3Shards, overwrite=True)
 
 
 class EntryStream(StreamingDataset):
@@ -73,17 +119,28 @@ class EntryStream(StreamingDataset):
                 storage_options={"config": config} if place.startswith("s3://") else {},
             )
             self.photos = len(self)
-        except (OSError, RuntimeError, ValueError, BotoCoreError, ClientError) as error:
+        except (*_UNREACHABLE, ValueError) as error:
             raise self._unreadable(error) from error
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue an epoch, also where shards or their cache lie elsewhere now."""
+        here = {
+            "input_dir_path": self.input_dir.path,
+            "input_dir_url": self.input_dir.url,
+            "cache_dir_path": self.cache_dir.path,
+        }
+        super().load_state_dict(state_dict | here)
 
     def __getitem__(self, index: Any) -> Any:
         try:
             sample = super().__getitem__(index)
-        except (OSError, RuntimeError, BotoCoreError, ClientError) as error:
+        except _UNREACHABLE as error:
             raise self._unreadable(error) from error
-        content: bytes = sample["entry"]
+        content = sample["entry"]  # bytes, or a view of the shard's: only what a window needs is copied
         name = f"{self._place}: {sample['name']}"
-        entry = Entry(lambda offset, length: content[offset : offset + length], len(content), name)
+        entry = Entry(
+            lambda offset, length: bytes(content[offset : offset + length]), len(content), name, _CURE
+        )
         photo = StorePhoto(sample["name"], entry, self._class_map)
         return self._make(photo, int(self.current_epoch), int(sample["number"]))
 
@@ -93,6 +150,30 @@ class EntryStream(StreamingDataset):
             "Check the address, the network and the credentials (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID), then resume "
             "from the last checkpoint."
         )
+
+
+class EntryLoader(StreamingDataLoader):
+    """Batches of an ``EntryStream``; LitData's loader, which also resumes under Lightning.
+
+    Lightning takes as many batches as the loader's length says and never asks whether there are more. LitData
+    would take the epoch behind a resumed one for that same epoch then, and repeat it.
+    """
+
+    _delivered = 0  # batches of the present epoch, also those before a resume
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._delivered >= len(self):
+            self.restore = False
+        if not self.restore:
+            self._delivered = 0
+        for batch in super().__iter__():
+            self._delivered += 1
+            yield batch
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        super().load_state_dict(obj)
+        stream = obj["dataset"]
+        self._delivered = stream["sample_in_epoch"] // (stream["world_size"] * self.batch_size)
 
 
 class CropItems:

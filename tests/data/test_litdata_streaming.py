@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -56,13 +58,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "shards"
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 class Server:
     """A moto server in a process of its own, filled with the shards."""
 
     def __init__(self, shards: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -186,18 +193,89 @@ def test_training_from_s3_resumes_exactly(server: Server, tmp_path: Path, worker
         **options,
     )
     assert len(set(whole.crops)) == 2 * PHOTOS
+    again = tmp_path / "stopped_again.ckpt"
     resumed = fit(
-        datamodule(store, tmp_path / "b", num_workers=workers), tmp_path, resume=checkpoint, **options
+        datamodule(store, tmp_path / "b", num_workers=workers),
+        tmp_path,
+        resume=checkpoint,
+        callbacks=[SaveAt(again, 15)],
+        **options,
     )
     assert resumed.crops == whole.crops[10:]
+    twice = fit(datamodule(store, tmp_path / "c", num_workers=workers), tmp_path, resume=again, **options)
+    assert twice.crops == whole.crops[30:]
+
+
+def test_resuming_with_other_workers(shards: Path, tmp_path: Path) -> None:
+    """Nothing is repeated; what does not fill a batch of every worker is left out, as in any epoch."""
+    checkpoint = tmp_path / "stopped.ckpt"
+    whole = fit(datamodule(str(shards), tmp_path), tmp_path, callbacks=[SaveAt(checkpoint, 5)], max_epochs=3)
+    resumed = fit(datamodule(str(shards), tmp_path, num_workers=2), tmp_path, resume=checkpoint, max_epochs=3)
+    assert len(resumed.crops) == len(set(resumed.crops))
+    left_out = set(whole.crops[10:]) - set(resumed.crops)
+    assert set(resumed.crops) < set(whole.crops[10:])
+    assert left_out < set(whole.crops[10:PHOTOS])
+    assert len(left_out) < 2 * 2
+
+
+def test_damaged_shards_are_named(shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "shards"
+    shutil.copytree(shards, copy)
+    for shard in (copy / "train").glob("*.bin"):
+        content = bytearray(shard.read_bytes())
+        start = content.index(b"\xff\xda")
+        content[start + 20 : start + 20_000 : 50] = bytes(400)[
+            : len(content[start + 20 : start + 20_000 : 50])
+        ]
+        shard.write_bytes(content)
+    data = datamodule(str(copy), tmp_path / "cache", crop_size=340)
+    with pytest.raises(
+        StoreError, match=rf"{copy}/train: p\d\d: this store entry is damaged.*Pack the shards again"
+    ):
+        list(data.train_dataloader())
+
+
+def test_the_cache_is_bounded(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for one shard of about a megabyte and those that are fetched ahead, not for all."""
+    monkeypatch.setenv("LITDATA_ASYNC_CHUNK_PREFETCH", "0")
+    loader = datamodule("s3://photos/set", tmp_path, cache_gigabytes=0.001).train_dataloader()
+    fetched = {path.name for _ in loader for path in tmp_path.rglob("*.bin")}
+    assert len(fetched) > 3
+    assert len(list(tmp_path.rglob("*.bin"))) < len(fetched)
+
+
+def shares(rank: int, address: str, place: str, cache: str, folder: str) -> None:
+    """Two epochs of training and one of evaluation on one of two ranks; writes what it saw."""
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    data = datamodule(place, Path(cache), num_workers=2)
+    loader = data.train_dataloader()
+    epochs = [[image.numpy().tobytes().hex() for batch in loader for image in batch.images] for _ in range(2)]
+    names = [item.name for item in data.val_dataloader()]
+    (Path(folder) / f"{rank}.json").write_text(json.dumps([*epochs, names]))
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_killed_server(server: Server, tmp_path: Path) -> None:
+def test_ranks_share_the_shards(shards: Path, tmp_path: Path) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    torch.multiprocessing.spawn(shares, (address, str(shards), str(tmp_path), str(tmp_path)), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    for epoch in range(2):
+        assert len(first[epoch]) == len(second[epoch]) == PHOTOS // 2
+        assert len({*first[epoch], *second[epoch]}) == PHOTOS
+    assert not {*first[0], *second[0]} & {*first[1], *second[1]}
+    assert sorted(first[2] + second[2]) == ["p00", "p01", "p02"]
+
+
+@pytest.mark.slow
+def test_killed_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITDATA_ASYNC_CHUNK_PREFETCH", "0")  # two shards ahead, not all of this small set
     batches = iter(datamodule("s3://photos/set", tmp_path).train_dataloader())
     next(batches)
     server.kill()
-    with pytest.raises(StoreError, match=r"s3://photos/set/train: the shards cannot be read.*resume"):
+    with pytest.raises(
+        StoreError, match=r"s3://photos/set/train: the shards cannot be read, after 5 tries.*resume"
+    ):
         list(batches)
 
 
