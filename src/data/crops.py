@@ -96,22 +96,30 @@ class RandomCrop:
         """
         scale = self.scales[int(rng.integers(len(self.scales)))]
         size = scaled_size(photo.size, self.short_edge, scale, self.max_long_edge)
-        window = self._draw(size, rng)
+        window, label = self._draw(size, rng), None
         for _ in range(self.tries):
-            if self._is_varied(photo, size, window):
+            varied, label = self._look(photo, size, window)
+            if varied:
                 break
-            window = self._draw(size, rng)
-        label, image = cut_label(photo, size, window), cut_image(photo, size, window)
+            window, label = self._draw(size, rng), None
+        if label is None:
+            label = cut_label(photo, size, window)
+        image = cut_image(photo, size, window)
         return self._fill(image, PADDING_COLOUR), self._fill(label, IGNORE)
 
-    def _is_varied(self, photo: LabelledPhoto, size: tuple[int, int], window: Window) -> bool:
+    def _look(
+        self, photo: LabelledPhoto, size: tuple[int, int], window: Window
+    ) -> tuple[bool, NDArray[np.uint8] | None]:
+        """Whether a window is varied, and its label where that had to be cut to know."""
         if self.max_class_share >= 1:
-            return True
+            return True, None
         if photo.preview is not None:
             certain = photo.preview.is_varied(*_label_grid(photo, size, window), self.max_class_share)
             if certain is not None:
-                return certain
-        return is_varied(cut_label(photo, size, window), self.max_class_share)
+                return certain, None
+        label = cut_label(photo, size, window)
+        classes = label if label.ndim == 2 else label[..., 0]  # scores may come behind the classes
+        return is_varied(classes, self.max_class_share), label
 
     def _draw(self, size: tuple[int, int], rng: np.random.Generator) -> Window:
         height, width = (min(edge, self.crop_size) for edge in size)
@@ -131,8 +139,11 @@ def is_varied(label: NDArray[np.uint8], max_class_share: float) -> bool:
     """Whether the label shows two classes or more and none has ``max_class_share`` of the labelled pixels."""
     if max_class_share >= 1:
         return True
-    counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()[:IGNORE]
-    return bool(np.count_nonzero(counts) > 1 and counts.max() < max_class_share * counts.sum())
+    # Class by class, because a histogram is slow where neighbours are equal, as in label maps they are.
+    lowest, highest = int(label.min()), int(label.max())
+    counts = [int(np.count_nonzero(label == i)) for i in range(lowest, min(highest + 1, IGNORE))]
+    several = sum(count > 0 for count in counts) > 1
+    return several and max(counts) < max_class_share * sum(counts)
 
 
 def cut_label(photo: LabelledPhoto, size: tuple[int, int], window: Window) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from src.data.crops import RandomCrop
 from src.data.device_transforms import augment_images, boundary_maps, encode_distortion, flip_chosen
@@ -168,9 +168,10 @@ def collate_crops(
     crops: Sequence[Crop] | Sequence[PseudoCrop] | Sequence[RawCrop],
 ) -> CropBatch | RawCropBatch:
     """Stack B crops: (B, 3, S, S) images and (B, S, S) targets."""
+    # Which stacks in shared memory at once, when in a worker.
     if isinstance(crops[0], RawCrop):
-        return RawCropBatch(*(torch.stack(parts) for parts in zip(*crops, strict=True)))
-    images, *targets = (torch.stack(parts) for parts in zip(*crops, strict=True))
+        return RawCropBatch(*(default_collate(list(parts)) for parts in zip(*crops, strict=True)))
+    images, *targets = (default_collate(list(parts)) for parts in zip(*crops, strict=True))
     return CropBatch(images, Targets(*targets))
 
 
@@ -188,6 +189,6 @@ def single(items: Sequence[LabelledImage]) -> LabelledImage:
 
 
 def quiet_worker(_: int) -> None:
-    """Keep a worker to one thread, for the loader already runs one worker per core, and its memory in use."""
+    """Keep a worker to one thread: the loader already runs one worker per core."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.data.classes import ClassMap
+from src.data.partial_jpeg import read_window
 from src.data.preview import LabelPreview
 from src.data.source import Window
 from src.errors import UserError
-from src.photos import LABEL_SUFFIXES, PHOTO_SUFFIXES, PhotoError, photo_size, read_label, read_photo
+from src.photos import LABEL_SUFFIXES, PHOTO_SUFFIXES, PhotoError, photo_size, read_label
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ class FolderSource:
 
 
 class FilePhoto:
-    """A ``LabelledPhoto`` of two files; each is decoded whole, once, when first asked for."""
+    """A ``LabelledPhoto`` of two files; the label map is decoded whole, once, when first asked for."""
 
     def __init__(self, pair: Pair, class_map: ClassMap) -> None:
         self._pair = pair
@@ -172,7 +173,7 @@ class FilePhoto:
 
     def image(self, window: Window) -> NDArray[np.uint8]:
         """RGB under the window; raises ``PhotoError`` when the photo is damaged."""
-        return self._pixels[window.slices]
+        return read_window(self._pair.image, window, self.size)
 
     @cached_property
     def raw_label(self) -> NDArray[np.uint8]:
@@ -188,10 +189,6 @@ class FilePhoto:
                 "orientation."
             )
         return label
-
-    @cached_property
-    def _pixels(self) -> NDArray[np.uint8]:
-        return read_photo(self._pair.image)
 
 
 def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:

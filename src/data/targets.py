@@ -30,10 +30,15 @@ def boundary_map(label: NDArray[np.uint8], ignore: int = IGNORE) -> NDArray[np.u
         (H, W) uint8, 1 on boundaries and 0 elsewhere.
     """
     labelled = label != ignore
+    all_labelled = bool(labelled.all())
     boundary = np.zeros(label.shape, dtype=bool)
 
     def mark(here: tuple[slice, slice], there: tuple[slice, slice]) -> None:
-        boundary[here] |= (label[here] != label[there]) & labelled[here] & labelled[there]
+        differ = label[here] != label[there]
+        if not all_labelled:
+            differ &= labelled[here]
+            differ &= labelled[there]
+        boundary[here] |= differ
 
     every, first, last = (
         slice(None),

@@ -12,7 +12,15 @@ from PIL import Image
 
 from src.data.classes import ClassMap, Taxonomy
 from src.data.crops import RandomCrop
-from src.data.datasets import CropDataset, EvaluationDataset, collate_crops, single
+from src.data.datasets import (
+    CropDataset,
+    CropMaker,
+    EvaluationDataset,
+    RawCrop,
+    augmented,
+    collate_crops,
+    single,
+)
 from src.data.folder import FolderSource, benchmark_folders
 from src.data.sampling import Draw
 from src.data.targets import boundary_map
@@ -26,17 +34,17 @@ def source(write_dataset: Writer, taxonomy: Taxonomy) -> FolderSource:
 
 
 class TestCropDataset:
-    crop = RandomCrop(32, [0.8, 1.0, 1.5])
+    make = CropMaker(RandomCrop(32, [0.8, 1.0, 1.5]))
 
     def test_types_shapes_and_boundaries(self, source: FolderSource) -> None:
-        crop = CropDataset(source, self.crop, seed=0)[Draw(7, 2)]
+        crop = CropDataset(source, self.make, seed=0)[Draw(7, 2)]
         assert crop.image.shape == (3, 32, 32)
         assert crop.label.shape == crop.boundary.shape == (32, 32)
         assert {part.dtype for part in crop} == {torch.uint8}
         np.testing.assert_array_equal(crop.boundary, boundary_map(crop.label.numpy()))
 
     def test_a_crop_depends_on_seed_and_draw_alone(self, source: FolderSource) -> None:
-        dataset = CropDataset(source, self.crop, seed=5)
+        dataset = CropDataset(source, self.make, seed=5)
         first = [dataset[Draw(number, number % 5)] for number in range(12)]
         other = copy.deepcopy(dataset)
         for number in reversed(range(12)):
@@ -45,23 +53,34 @@ class TestCropDataset:
 
     def test_draws_and_seeds_differ(self, source: FolderSource) -> None:
         images = {
-            CropDataset(source, self.crop, seed)[Draw(number, 1)].image.numpy().tobytes()
+            CropDataset(source, self.make, seed)[Draw(number, 1)].image.numpy().tobytes()
             for seed in range(3)
             for number in range(5)
         }
         assert len(images) == 15
 
     def test_a_plain_index_gives_a_fixed_crop(self, source: FolderSource) -> None:
-        dataset = CropDataset(source, self.crop, seed=0)
+        dataset = CropDataset(source, self.make, seed=0)
         assert torch.equal(dataset[2].image, dataset[Draw(2, 2)].image)
 
     def test_collate_stacks(self, source: FolderSource) -> None:
-        dataset = CropDataset(source, self.crop, seed=0)
+        dataset = CropDataset(source, self.make, seed=0)
         crops = [dataset[index] for index in range(3)]
         batch = collate_crops(crops)
         assert batch.images.shape == (3, 3, 32, 32)
         assert torch.equal(batch.targets.labels[1], crops[1].label)
         assert torch.equal(batch.targets.boundaries[2], crops[2].boundary)
+
+    def test_the_device_augments_as_workers_do(self, source: FolderSource) -> None:
+        here = CropDataset(source, self.make, seed=0)
+        there = CropDataset(source, CropMaker(RandomCrop(32, [0.8, 1.0, 1.5]), augment_here=False), seed=0)
+        raw = [there[Draw(number, number % 5)] for number in range(40)]
+        assert all(isinstance(crop, RawCrop) for crop in raw)
+        expected = collate_crops([here[Draw(number, number % 5)] for number in range(40)])
+        batch = augmented(collate_crops(raw))
+        assert torch.equal(batch.images, expected.images)
+        assert torch.equal(batch.targets.labels, expected.targets.labels)
+        assert torch.equal(batch.targets.boundaries, expected.targets.boundaries)
 
 
 class TestEvaluationDataset:
