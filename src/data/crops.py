@@ -140,10 +140,12 @@ def is_varied(label: NDArray[np.uint8], max_class_share: float) -> bool:
     if max_class_share >= 1:
         return True
     # Class by class, because a histogram is slow where neighbours are equal, as in label maps they are.
-    lowest, highest = int(label.min()), int(label.max())
-    counts = [int(np.count_nonzero(label == i)) for i in range(lowest, min(highest + 1, IGNORE))]
+    labelled = label.size - int(np.count_nonzero(label == IGNORE))
+    counts: list[int] = []
+    while sum(counts) < labelled:
+        counts.append(int(np.count_nonzero(label == len(counts))))
     several = sum(count > 0 for count in counts) > 1
-    return several and max(counts) < max_class_share * sum(counts)
+    return several and max(counts) < max_class_share * labelled
 
 
 def cut_label(photo: LabelledPhoto, size: tuple[int, int], window: Window) -> NDArray[np.uint8]:
