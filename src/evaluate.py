@@ -72,6 +72,10 @@ def evaluate(config: DictConfig) -> float:
     if data_config is None:
         raise UserError("predictions=<folder> needs the labels to score them by: give data=<choice> too")
     data: SegmentationDataModule = build({**data_config, "num_workers": config.num_workers})
+    data.prepare_data()
+    data.setup("validate" if config.split == "val" else "test")
+    if plain["report"] is not None or config.predictions is not None:
+        data.source(config.split)  # what cannot be opened is told before any work
     if checkpoint is not None:
         _check_classes(checkpoint, data_config)
         evaluated = _evaluate_checkpoint(checkpoint, data, config, plain)
@@ -103,8 +107,6 @@ def _evaluate_checkpoint(
 def _evaluate_predictions(
     folder: Path, data: SegmentationDataModule, split: str, plain: dict[str, Any]
 ) -> Evaluated:
-    data.prepare_data()
-    data.setup("validate" if split == "val" else "test")
     source = data.source(split)
     paths = find_predictions(folder, source.names)
     metrics = SegmentationMetrics(data.num_classes, **plain["metrics"])

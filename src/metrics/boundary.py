@@ -56,7 +56,7 @@ def boundary_map(label: Tensor, radius: int, *, ignore_boundaries: bool) -> Tens
     return torch.from_numpy(result).bool() & (label != IGNORE)
 
 
-def row_strips(height: int, width: int, pixels: int = 2**19) -> list[tuple[int, int]]:
+def row_strips(height: int, width: int, pixels: int = 2**18) -> list[tuple[int, int]]:
     """Cut an image into strips of whole rows, so small that the maps of a strip stay in the cache.
 
     Returns:
@@ -67,25 +67,42 @@ def row_strips(height: int, width: int, pixels: int = 2**19) -> list[tuple[int, 
 
 
 def boundary_rows(
-    label: np.ndarray, first: int, last: int, radius: int, *, ignore_boundaries: bool
+    label: np.ndarray,
+    first: int,
+    last: int,
+    radius: int,
+    *,
+    ignore_boundaries: bool,
+    scratch: np.ndarray | None = None,
 ) -> np.ndarray:
     """`boundary_map` for the rows [first, last) of an array; 255 on a boundary, 0 elsewhere.
 
     The value at ignored pixels is arbitrary.
+
+    Args:
+        label: (H, W) uint8.
+        first, last: rows.
+        radius, ignore_boundaries: see `boundary_map`.
+        scratch: (2, at least last - first + 2 radius, W) uint8 to work in, which the result is a part of: fresh
+            memory for each strip costs time.
     """
     height, width = label.shape
     top = max(0, first - radius)
     strip = label[top : last + radius]
     window = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
+    if scratch is None:
+        scratch = np.empty((2, *strip.shape), np.uint8)
+    lowest, highest = scratch[:, : len(strip)]
     # OpenCV's border never wins a minimum or maximum; the image's own border is treated below.
-    lowest = cv2.erode(strip, window)
+    cv2.erode(strip, window, dst=lowest)
     if ignore_boundaries:
-        highest = cv2.dilate(strip, window)
+        cv2.dilate(strip, window, dst=highest)
     else:
         # IGNORE is the largest uint8, so it never wins the minimum; adding 1 wraps it to 0, the smallest.
-        highest = cv2.dilate(strip + np.uint8(1), window) - np.uint8(1)
-    rows = slice(first - top, last - top)
-    boundary = cv2.compare(lowest[rows], highest[rows], cv2.CMP_NE)
+        highest[:] = cv2.dilate(strip + np.uint8(1), window)
+        highest -= np.uint8(1)
+    boundary = lowest[first - top : last - top]
+    cv2.compare(boundary, highest[first - top : last - top], cv2.CMP_NE, dst=boundary)
     boundary[: max(0, radius - first)] = 255
     boundary[max(0, height - radius - first) :] = 255
     boundary[:, :radius] = 255

@@ -6,6 +6,7 @@ H W map height and width   K classes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import NamedTuple
 
 import cv2
@@ -17,7 +18,7 @@ from src.data.classes import ClassMap
 from src.data.folder import FilePhoto, Pair
 from src.data.source import Window as Area
 from src.metrics.boundary import boundary_map, boundary_radius
-from src.pictures import Window, boundary_rich_window, error_map
+from src.pictures import Window, error_map
 from src.report.embed import jpeg_uri, label_uri
 from src.report.record import ImageRecords
 from src.structures import IGNORE
@@ -25,6 +26,12 @@ from src.structures import IGNORE
 Picture = NDArray[np.uint8]
 
 _WIDTH = 640  # of whole photos, pixels
+_FRAMES = (
+    (255, 205, 0),
+    (0, 190, 255),
+    (255, 110, 200),
+    (120, 220, 60),
+)  # of the details, in order, then again
 _HEADINGS = ("Photo", "Label", "Prediction", "Errors")
 
 
@@ -36,11 +43,17 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Pictures side by side; ``note`` says what they show, ``pixelated`` that each pixel is to be seen."""
+    """Pictures side by side.
+
+    Attributes:
+        note: what they show.
+        cells: the pictures.
+        frame: RGB colour of the frame that marks this detail in the whole photo; None for the whole photo.
+    """
 
     note: str
     cells: list[Cell]
-    pixelated: bool
+    frame: tuple[int, int, int] | None
 
 
 class Example(NamedTuple):
@@ -66,7 +79,9 @@ def extremes(images: ImageRecords, worst: int, best: int) -> tuple[list[int], li
 
 
 def boundary_errors(prediction: Picture, label: Picture, ratio: float) -> NDArray[np.uint8]:
-    """Mark what keeps boundary IoU from 1: boundary pixels of either map that the other does not share.
+    """Mark boundary pixels of either map that the other does not share.
+
+    Edges of ignored regions are never marked, whatever boundary IoU makes of them: nothing is wrong there.
 
     Args:
         prediction: (H, W) class ids.
@@ -77,23 +92,25 @@ def boundary_errors(prediction: Picture, label: Picture, ratio: float) -> NDArra
         (H, W) uint8, 1 where marked.
     """
     radius = boundary_radius(label.shape[0], label.shape[1], ratio)
+    prediction = np.where(label == IGNORE, np.uint8(IGNORE), prediction)
     predicted, labelled = (
-        boundary_map(torch.from_numpy(np.ascontiguousarray(labels)), radius, ignore_boundaries=True).numpy()
+        boundary_map(torch.from_numpy(np.ascontiguousarray(labels)), radius, ignore_boundaries=False).numpy()
         for labels in (prediction, label)
     )
     shared = predicted & labelled & (prediction == label)
-    return ((predicted | labelled) & ~shared & (label != IGNORE)).astype(np.uint8)
+    return ((predicted | labelled) & ~shared).astype(np.uint8)
 
 
 def busiest_windows(marks: NDArray[np.uint8], size: tuple[int, int], count: int) -> list[Window]:
     """The windows with the most marks, one after the other, without overlap; fewer where marks run out.
+
+    Among windows with the same marks the one that has them in its middle is taken.
 
     Args:
         marks: (H, W) 0 or 1.
         size: height and width of a window, at most the map's.
         count: how many.
     """
-    marks = marks.copy()
     height, width = size
     windows: list[Window] = []
     while len(windows) < count:
@@ -110,8 +127,25 @@ def busiest_windows(marks: NDArray[np.uint8], size: tuple[int, int], count: int)
         top, left = (int(index) for index in np.unravel_index(sums.argmax(), sums.shape))
         if sums[top, left] == 0:
             break
-        windows.append(Window(top, left, height, width))
+        window = Window(top, left, height, width)
+        centred = _centred(window, marks)
+        overlaps = any(
+            abs(centred.top - taken.top) < height and abs(centred.left - taken.left) < width
+            for taken in windows
+        )
+        windows.append(window if overlaps else centred)
     return windows
+
+
+def _centred(window: Window, marks: NDArray[np.uint8]) -> Window:
+    """Move a window so that its marks lie in its middle, as far as the map allows; it loses none."""
+    inside = window.cut(marks)
+    starts = []
+    for axis, (start, length) in enumerate(((window.top, window.height), (window.left, window.width))):
+        marked = np.flatnonzero(inside.any(1 - axis))
+        middle = start + (int(marked[0]) + int(marked[-1]) + 1) // 2
+        starts.append(min(max(0, middle - length // 2), marks.shape[axis] - length))
+    return Window(starts[0], starts[1], window.height, window.width)
 
 
 def example(
@@ -144,19 +178,18 @@ def example(
     windows = busiest_windows(boundary_errors(prediction, label, ratio), (edge, edge), details)
     errors = error_map(image, prediction, label)
 
-    whole = Row(
-        f"{width} x {height} pixels; squares mark the details below"
-        if windows
-        else f"{width} x {height} pixels",
-        _whole_cells(image, label, prediction, errors, colours, windows),
-        pixelated=False,
-    )
-    rows = [whole]
-    for window in windows:
+    rows = [
+        Row(
+            f"{width} x {height} pixels",
+            _whole_cells(image, label, prediction, errors, colours, windows),
+            frame=None,
+        )
+    ]
+    for window, frame in zip(windows, cycle(_FRAMES), strict=False):
         pictures = jpeg_uri(window.cut(image), 92), *_label_uris(window, (label, prediction), colours)
         cells = [*pictures, jpeg_uri(window.cut(errors), 92)]
         note = f"{window.width} x {window.height} pixels at column {window.left}, row {window.top}"
-        rows.append(Row(note, [Cell(*pair) for pair in zip(_HEADINGS, cells, strict=True)], pixelated=True))
+        rows.append(Row(note, [Cell(*pair) for pair in zip(_HEADINGS, cells, strict=True)], frame))
     return Example(name, facts, rows)
 
 
@@ -170,10 +203,15 @@ def photo_and_label(pair: Pair, class_map: ClassMap, colours: Picture, facts: st
     area = Area(0, 0, *photo.size)
     image, label = photo.image(area), photo.label(area)
     edge = min(256, max(1, min(label.shape) // 3))
-    window = boundary_rich_window(label, (edge, edge))
+    boundaries = boundary_map(
+        torch.from_numpy(np.ascontiguousarray(label)), 1, ignore_boundaries=False
+    ).numpy()
+    boundaries[[0, -1]] = boundaries[:, [0, -1]] = False  # the image's border bounds classes too
+    windows = busiest_windows(boundaries.astype(np.uint8), (edge, edge), 1)
+    window = windows[0] if windows else Window(0, 0, edge, edge)
     scale = min(1.0, _WIDTH / max(label.shape))
     small = np.array(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
-    _draw_frame(small, window, scale)
+    _draw_frame(small, window, scale, _FRAMES[0])
     small_label = cv2.resize(label, (small.shape[1], small.shape[0]), interpolation=cv2.INTER_NEAREST)
     whole = [
         Cell("Photo", jpeg_uri(small)),
@@ -185,7 +223,7 @@ def photo_and_label(pair: Pair, class_map: ClassMap, colours: Picture, facts: st
     ]
     size = f"{label.shape[1]} x {label.shape[0]} pixels"
     note = f"{window.width} x {window.height} pixels at column {window.left}, row {window.top}"
-    return Example(pair.name, facts, [Row(size, whole, False), Row(note, detail, True)])
+    return Example(pair.name, facts, [Row(size, whole, None), Row(note, detail, _FRAMES[0])])
 
 
 def _whole_cells(
@@ -200,8 +238,8 @@ def _whole_cells(
     scale = min(1.0, _WIDTH / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     framed = np.array(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    for window in windows:
-        _draw_frame(framed, window, scale)
+    for window, colour in zip(windows, cycle(_FRAMES), strict=False):
+        _draw_frame(framed, window, scale, colour)
     uris = [
         jpeg_uri(framed),
         *(
@@ -219,12 +257,12 @@ def _label_uris(window: Window, maps: Sequence[Picture], colours: Picture) -> li
     return [label_uri(np.ascontiguousarray(window.cut(labels)), colours) for labels in maps]
 
 
-def _draw_frame(picture: Picture, window: Window, scale: float) -> None:
-    """Outline a window, white in black, on a picture reduced by the scale."""
+def _draw_frame(picture: Picture, window: Window, scale: float, colour: tuple[int, int, int]) -> None:
+    """Outline a window, in colour on black, on a picture reduced by the scale."""
     first = (round(window.left * scale), round(window.top * scale))
     last = (
         round((window.left + window.width) * scale) - 1,
         round((window.top + window.height) * scale) - 1,
     )
-    for colour, thickness in (((0, 0, 0), 4), ((255, 255, 255), 2)):
-        cv2.rectangle(picture, first, last, colour, thickness)
+    for ink, thickness in (((0, 0, 0), 6), (colour, 3)):
+        cv2.rectangle(picture, first, last, ink, thickness)

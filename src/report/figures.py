@@ -12,7 +12,7 @@ from typing import NamedTuple
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 360, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 12, 10, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 14, 28, 40
 
 
 class Point(NamedTuple):
@@ -106,8 +106,7 @@ def _chart(content: Markup, x: Axis, y: Axis, label: str) -> Markup:
         at = bottom - y.share(value) * (bottom - _TOP)
         parts += [rule.format(_LEFT, at, right, at), text.format(_LEFT - 6, at + 4, "end", name)]
     parts.append(text.format((_LEFT + right) / 2, HEIGHT - 6, "middle", x.title))
-    turned = Markup('<text transform="translate(10 {:.1f}) rotate(-90)" text-anchor="middle">{}</text>')
-    parts.append(turned.format((_TOP + bottom) / 2, y.title))
+    parts.append(text.format(0, 12, "start", y.title))  # above its axis, readable without turning one's head
     return Markup("").join([*parts, content, Markup("</svg>")])
 
 

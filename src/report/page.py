@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from src.files import write_atomically
@@ -99,7 +100,9 @@ def write_report(path: Path, report: Report) -> None:
         bars={name: _bars(report.intervals, index) for index, name in enumerate(names)},
         confusion=_shares(report.confusion),
         curve=None if report.f1_curve is None else _f1_chart(report.f1_curve),
+        relative=[] if report.f1_curve is None else _relative_f1(report.f1_curve),
         scatter=_complexity_chart(report.images),
+        trend=_rank_correlation(report.images),
     )
     write_atomically(path, page.encode())
 
@@ -170,6 +173,15 @@ def _f1_chart(curve: Tensor) -> Markup:
     return line_chart(points, x, y, "Boundary F1 by tolerance")
 
 
+def _relative_f1(curve: Tensor) -> list[tuple[str, str]]:
+    """The points that the chart leaves out: tolerance and score."""
+    return [
+        (str(tolerance), score_text("BF1", value))
+        for tolerance, value in zip(CURVE, curve.tolist(), strict=True)
+        if tolerance.unit != "px"
+    ]
+
+
 def _complexity_chart(images: ImageRecords) -> Markup | None:
     """None without a photo that has both measures."""
     points = [
@@ -179,6 +191,15 @@ def _complexity_chart(images: ImageRecords) -> Markup | None:
     ]
     if not points:
         return None
-    x = logarithmic_axis("mean complexity (IPQ) of the photo's masks", [point.x for point in points])
-    y = linear_axis("boundary IoU of the photo, %", [point.y for point in points], start=0)
+    x = logarithmic_axis("mean complexity (IPQ) of the masks", [point.x for point in points])
+    y = linear_axis("boundary IoU, %", [point.y for point in points], start=0)
     return scatter_chart(points, x, y, "Boundary IoU of each photo by mask complexity")
+
+
+def _rank_correlation(images: ImageRecords) -> float | None:
+    """Spearman's coefficient of complexity and boundary IoU; None where it says nothing."""
+    present = ~np.isnan(images.complexity) & ~np.isnan(images.biou)
+    complexity, biou = images.complexity[present], images.biou[present]
+    if present.sum() < 10 or np.ptp(complexity) == 0 or np.ptp(biou) == 0:
+        return None
+    return float(spearmanr(complexity, biou).statistic)

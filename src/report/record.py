@@ -45,9 +45,22 @@ class ImageRecords(NamedTuple):
     complexity: NDArray[np.float64]
 
     @property
+    def iou(self) -> NDArray[np.float64]:
+        """(N,) mean IoU of each image over its classes; nan without any."""
+        return mean_ratio(self.intersection, self.union)
+
+    @property
     def biou(self) -> NDArray[np.float64]:
         """(N,) mean boundary IoU of each image over its classes; nan without any."""
         return mean_ratio(self.boundary_intersection, self.boundary_union)
+
+    def summary(self, index: int) -> list[tuple[str, float]]:
+        """Names and mean scores of one image: BIoU, IoU and, where measured, BF1."""
+        scores = [("BIoU", float(self.biou[index])), ("IoU", float(self.iou[index]))]
+        if self.f1 is not None:
+            present = self.f1[index][~np.isnan(self.f1[index])]
+            scores.append(("BF1", float(present.mean()) if len(present) else math.nan))
+        return scores
 
     def take(self, names: Sequence[str]) -> ImageRecords:
         """The records of some of the images, in the order given."""

@@ -18,7 +18,7 @@ from src.photos import read_label
 from src.report.bootstrap import Interval, score_intervals
 from src.report.comparison import Comparison, compare, interval_rows
 from src.report.examples import Example, example, extremes
-from src.report.page import PublishedScores, Report, write_report
+from src.report.page import PublishedScores, Report, score_text, write_report
 from src.report.predictions import Measured
 from src.report.record import Evaluation, ImageRecords, image_records, write_record
 
@@ -113,6 +113,19 @@ def write_tables(folder: Path, findings: Findings) -> None:
     write_record(folder / "scores.json", content, findings.images)
 
 
+def _facts(findings: Findings) -> list[tuple[str, str]]:
+    """What was evaluated, and how, in words."""
+    facts, settings = findings.facts, findings.settings
+    lines = [(name, str(value)) for name, value in facts.items() if name not in ("split", "images")]
+    lines.append(("photos", f"{facts['images']} of {facts['split']}"))
+    ignored = "bound the classes beside them" if settings["ignore_boundaries"] else "count nowhere"
+    width = f"boundaries {100 * settings['boundary_ratio']:g} % of the diagonal wide"
+    lines.append(("BIoU", f"{width}; ignored regions {ignored}"))
+    if settings["tolerance"] is not None:
+        lines.append(("BF1", f"within {settings['tolerance']}"))
+    return lines
+
+
 def write_page(
     path: Path,
     findings: Findings,
@@ -141,7 +154,8 @@ def write_page(
 
     def show(index: int) -> Example:
         name = images.names[index]
-        facts = f"boundary IoU {100 * images.biou[index]:.2f}, mask complexity {images.complexity[index]:.1f}"
+        scores = [f"{metric} {score_text(metric, value)}" for metric, value in images.summary(index)]
+        facts = ", ".join([*scores, f"mask complexity {images.complexity[index]:.1f}"])
         photo = source.open(position[name])
         whole = Window(0, 0, *photo.size)
         prediction: NDArray[np.uint8] = read_label(predictions / f"{name}.png")
@@ -161,7 +175,7 @@ def write_page(
     colours = dict(zip(findings.taxonomy.names, findings.taxonomy.colours.tolist(), strict=True))
     report = Report(
         title=f"Evaluation on {Path(findings.facts['data']).name}, {findings.facts['split']}",
-        facts=[(name, str(value)) for name, value in (findings.facts | findings.settings).items()],
+        facts=_facts(findings),
         classes=colours,
         intervals=findings.intervals,
         level=findings.bootstrap.level,

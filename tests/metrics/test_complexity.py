@@ -65,6 +65,19 @@ def test_a_hole_adds_its_contour_and_takes_its_area() -> None:
     assert shape.length == pytest.approx(4 * 59 + 4 * 19 + 4 * SQRT2, rel=1e-6)
 
 
+@pytest.mark.parametrize(("outer", "inner"), [(600, 300), (600, 500), (400, 40)])
+def test_a_ring_is_the_sum_of_its_radii_over_their_difference(outer: int, inner: int) -> None:
+    ring = disc(outer)
+    hole = disc(inner)
+    start = (len(ring) - len(hole)) // 2
+    ring[start : start + len(hole), start : start + len(hole)] &= ~hole
+    # L = 2 pi (R + r), A = pi (R^2 - r^2), so IPQ = (R + r) / (R - r), again up to the steps of the contour
+    stepped = 8 * (SQRT2 / 2 + (SQRT2 - 1) * (1 - SQRT2 / 2)) / (2 * np.pi)
+    assert measure_mask(ring).contours == 2
+    expected = (outer + inner) / (outer - inner) * stepped**2
+    assert isoperimetric_quotient(ring) == pytest.approx(expected, rel=0.02)
+
+
 def test_a_line_counts_there_and_back_and_a_pixel_has_no_length() -> None:
     mask = np.zeros((5, 300), bool)
     mask[2, 10:210] = True

@@ -153,7 +153,7 @@ def test_without_ignore_boundaries_predictions_under_ignore_change_nothing(maps,
         assert left.equal(right)
 
 
-@pytest.mark.parametrize("num_classes", [127, 128, 254])
+@pytest.mark.parametrize("num_classes", [7, 8, 127, 128, 254])
 def test_many_classes(num_classes):
     generator = np.random.default_rng(0)
     maps = generator.integers(0, num_classes, (2, 5, 7)).astype(np.uint8).repeat(9, 1).repeat(8, 2)
