@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from src.checkpoints.store import Checkpoint, load_network, read
 from src.config import CONFIG_DIR, to_plain
 from src.errors import UserError, explained
+from src.inference.memory import use_large_pages
 from src.inference.outputs import KINDS, OutputPlan, PhotoFiles
 from src.inference.predictor import Predictor
 from src.inference.tiled import Tiling
@@ -39,6 +40,7 @@ class Job(NamedTuple):
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="predict")
 def main(config: DictConfig) -> None:
     """Predict as configured; exit code 1 when a photo failed."""
+    use_large_pages()
     with explained():
         failures = predict(to_plain(config))
     if failures:
@@ -73,8 +75,10 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
         )
     failures: dict[Path, str] = {}
     if todo:
-        network = load_network(checkpoint).to(device)
-        predictor = _predictor(network, config["inference"], _PRECISIONS[precision])
+        predictor = _predictor(
+            load_network(checkpoint).to(device), config["inference"], _PRECISIONS[precision]
+        )
+        del checkpoint  # its tensors are copied, and would lie in memory beside the photos
         failures = _predict_all(todo, plan, predictor, console)
     for photo, reason in failures.items():
         console.print(f"failed: {reason if str(photo) in reason else f'{photo}: {reason}'}")

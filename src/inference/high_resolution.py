@@ -29,7 +29,9 @@ from src.models.layers import ConvNormAct
 from src.models.pixel_decoder.egf import EdgeGuidedFusion
 from src.models.pixel_decoder.lse import LowLevelStructure, SpatialAttention
 
-_BAND_BYTES = 64 * 2**20  # of one map of d channels
+_BAND_BYTES = (
+    8 * 2**20
+)  # of one map of a band; the allocator hands blocks of this size back without clearing them
 _DEVICE_BAND_BYTES = 2**30
 
 Rows = Callable[[int, int], Tensor]
@@ -61,7 +63,8 @@ class HighResolutionBranch:
         self._detail = detail
         self._plain_weight, self._plain_bias = folded(detail.plain.conv, detail.plain.norm)
         self._sample_detail = DeformableBand(detail.deformable)
-        self._merge = folded(detail.merge.conv, detail.merge.norm)
+        merge_weight, self._merge_bias = folded(detail.merge.conv, detail.merge.norm)
+        self._merge_weights = merge_weight.chunk(2, dim=1)
         self._edge_reduce = folded(fusion.edge_reduce.conv, fusion.edge_reduce.norm)
         self._edge_head = fusion.edge_head
         self._reduce = fusion.reduce
@@ -96,12 +99,15 @@ class HighResolutionBranch:
         like = s1.new_empty(0)
         gated = _empty_map(like, self._reduce.out_channels, size)
         edge_logits = _empty_map(like, 1, size)
+        edge_weight, edge_bias = self._edge_reduce
+        context_edges = F.conv2d(context, edge_weight)
         for start, stop, detail in self._detail_bands(image_rows, size, s1):
-            upsampled = resized_rows(context, start, stop, size)
-            gate = detail.sigmoid().mul_(upsampled)
-            gated[:, :, start:stop] = self._reduce(gate)
-            edges = F.conv2d(upsampled.add_(detail), *self._edge_reduce).relu_()
+            edges = F.conv2d(detail, edge_weight, edge_bias)
+            edges = edges.add_(resized_rows(context_edges, start, stop, size)).relu_()
             edge_logits[:, :, start:stop] = self._edge_head(edges)
+            gate = detail.sigmoid_().mul_(resized_rows(context, start, stop, size))
+            gated[:, :, start:stop] = self._reduce(gate)
+        del s1, detail, gate, edges, context_edges
 
         sampled = _empty_map(like, self._sample_fusion.out_channels, size)
         rows = _rows_of(gated)
@@ -144,15 +150,15 @@ class HighResolutionBranch:
         first = AttendedRows(self._detail.plain_attention, plain, height)
         second = AttendedRows(self._detail.deformable_attention, sampled, height)
         for start, stop in self.ranges(s1.shape[1], size):
-            both = torch.cat((first(start, stop), second(start, stop)), dim=1)
-            yield start, stop, F.conv2d(both, *self._merge).relu_()
+            detail = F.conv2d(first(start, stop), self._merge_weights[0], self._merge_bias)
+            yield start, stop, detail.add_(F.conv2d(second(start, stop), self._merge_weights[1])).relu_()
 
 
 class AttendedRows:
     """Spatial attention of a map whose rows are computed once, from top to bottom.
 
     Args:
-        attention: the module. rows: gives the map it acts on. height: h.
+        attention: the module. rows: gives the map it acts on, which is overwritten. height: h.
     """
 
     def __init__(self, attention: SpatialAttention, rows: Rows, height: int) -> None:
@@ -179,8 +185,7 @@ class AttendedRows:
         count = stop - start
         self._held, self._statistics = x[:, :, count:].clone(), statistics[:, :, count:].clone()
         self._above = framed[:, :, count : count + margin].clone()
-        band = x[:, :, :count]
-        return band + band * attention
+        return x[:, :, :count].mul_(attention.add_(1))  # x + x * attention
 
 
 class DeformableBand:
@@ -193,6 +198,7 @@ class DeformableBand:
     def __init__(self, module: DeformableConv) -> None:
         self._offset, self._padding = module.offset, module.padding
         self._taps = module.kernel_size**2
+        self._margin = module.padding  # rows beside the last band that its samples reached
         self._weight, self._bias = folded(module.conv, module.norm)
         self.out_channels = len(self._weight)
 
@@ -203,12 +209,18 @@ class DeformableBand:
             rows: gives the input. height: rows of the input in all.
         """
         padding = self._padding
-        near = _framed(rows, height, start - padding, stop + padding)
+        margin = self._margin
+        reached = _framed(rows, height, start - margin, stop + margin)
+        near = reached[:, :, margin - padding : padding - margin or None]
         offset, modulation = F.conv2d(
             near, self._offset.weight, self._offset.bias, padding=(0, padding)
         ).split((2 * self._taps, self._taps), dim=1)
         reach = self._reach(offset, max(start, height - stop))
-        reached = near if reach == padding else _framed(rows, height, start - reach, stop + reach)
+        if reach > margin:  # rarely: neighbouring bands reach about as far
+            reached = _framed(rows, height, start - reach, stop + reach)
+        else:
+            reached = reached[:, :, margin - reach : reach - margin or None]
+        self._margin = reach
         modulation = modulation.sigmoid()
         if reached.device.type == "cpu":
             x = deform_conv2d(
@@ -234,7 +246,9 @@ class DeformableBand:
 
     def _reach(self, offset: Tensor, farthest: int) -> int:
         """How many rows above and below the band are sampled; farther than two rows outside all is zero."""
-        longest = float(offset[:, 0::2].float().abs().nan_to_num(0.0).amax())
+        vertical = offset[:, 0::2].float().nan_to_num(0.0)
+        longest = max(map(float, vertical.aminmax()), key=abs)
+        longest = abs(longest)
         return self._padding + (farthest + 2 if longest > farthest else math.ceil(longest))
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 _GIB = 2**30
+_LEAST = 2 * _GIB  # enough for windows; a machine that is short of memory may still manage
 _SHARE = 0.75  # of the free memory, left to inference by default
-_CONSTANT = 1.2 * _GIB  # libraries, weights and bands
+_CONSTANT = 1.0 * _GIB  # libraries, weights and bands
 _FEWEST = 512 * 512
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -24,7 +27,23 @@ def available_bytes(device: torch.device) -> int:
         if path.is_file() and (text := path.read_text().strip()).isdigit():
             free.append(int(text))
     known = [value for value in free if value]
-    return int(min(known) * _SHARE) if known else 4 * _GIB
+    return max(_LEAST, int(min(known) * _SHARE)) if known else 2 * _LEAST
+
+
+def use_large_pages() -> None:
+    """Let torch take its tensors of this process in pages of 2 MiB (Linux); call it before the first large one.
+
+    New memory is cleared page by page when it is first touched, which with pages of 4 KiB takes a tenth of the time
+    of a large photo.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def return_freed_memory() -> None:
+    """Give the operating system back what building a network took; the C library would keep it (glibc only)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def _meminfo(key: str) -> int:
@@ -39,18 +58,22 @@ def _meminfo(key: str) -> int:
     return 0
 
 
-def whole_image_pixels(network: Any, memory: int) -> int:
+def whole_image_pixels(network: Any, memory: int, banded: bool = False) -> int:
     """How many pixels of an image fit into ``memory`` bytes when it is treated whole; an estimate on the safe side.
 
-    The largest moments are a residual block at stride 4, where four maps of F1's channels live, and the transformer
-    decoder's attention to the memory at stride 8 beside the maps that the high-resolution branch keeps.
+    The largest moments are the transformer decoder's attention to the memory at stride 8 beside the maps that the
+    high-resolution branch keeps and, where the encoder does not run in bands, a residual block at stride 4 with
+    four maps of F1's channels.
+
+    Args:
+        network: the segmenter. memory: bytes of the whole process. banded: whether the encoder runs in bands.
 
     Raises:
         ValueError: not even a small image fits.
     """
     finest, width = network.backbone.channels[0], _query_width(network)
-    encoder = 4 * (4 * finest / 16)
-    decoder = 4 * (width / 4 / 4 + width / 2 / 16 + 7 * width / 64)
+    encoder = 0 if banded else 4 * (4 * finest / 16)
+    decoder = 4 * (width / 4 / 4 + width / 2 / 16 + 8 * width / 64)
     image = 3 + 12
     pixels = int((memory - _CONSTANT) / (image + max(encoder, decoder)))
     if pixels < _FEWEST:

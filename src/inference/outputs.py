@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from src.inference.png import PngWriter
+from src.inference.semantic import best_class
 from src.inference.whole import Band
 from src.pictures import overlay
 from src.structures import IGNORE
@@ -103,7 +104,7 @@ class PhotoFiles:
         Args:
             band: the next rows of the prediction. photo: (n, W, 3) the same rows of the photo.
         """
-        label = band.scores.argmax(0).byte().cpu().numpy()
+        label = best_class(band.scores).byte().cpu().numpy()
         shares = self._shares(band.scores)
         for place, writer in self._writers.items():
             if place == "labels":

@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from src.inference.encoder import BandedEncoder
 from src.inference.folding import inference_copy
 from src.inference.large_photos import PhotoInMemory, PhotoRows, open_photo
-from src.inference.memory import available_bytes, whole_image_pixels
+from src.inference.memory import available_bytes, return_freed_memory, whole_image_pixels
 from src.inference.rows import ResizedStream
+from src.inference.semantic import best_class
 from src.inference.tiled import TiledPredictor, Tiling, is_divisible
 from src.inference.whole import Band, predict_whole
 from src.photos import fit_within
@@ -82,10 +84,12 @@ class Predictor:
         self._device = next(network.parameters()).device
         self._limit, self._mode, self._autocast = limit, mode, autocast
         self._memory = available_bytes(self._device) if memory_gb is None else int(memory_gb * 2**30)
-        self._whole_pixels = whole_image_pixels(self._network, self._memory)
+        self._encoder = BandedEncoder.of(self._network) if is_divisible(self._network) else None
+        self._whole_pixels = whole_image_pixels(self._network, self._memory, self._encoder is not None)
         self._tiled = None
         if mode == "tiled" or (mode == "auto" and is_divisible(self._network)):
-            self._tiled = TiledPredictor(self._network, tiling or Tiling(), self._whole_pixels)
+            self._tiled = TiledPredictor(self._network, tiling or Tiling(), self._whole_pixels, self._encoder)
+        return_freed_memory()
 
     def __call__(self, photo: Photo, *, scores: bool = True) -> PhotoPrediction:
         """Predict one photo.
@@ -102,7 +106,7 @@ class Predictor:
         edges = kept = None
         for band in self.bands(opened):
             rows = slice(band.top, band.top + band.scores.shape[1])
-            label[rows] = band.scores.argmax(0).cpu().numpy()
+            label[rows] = best_class(band.scores).cpu().numpy()
             if scores:
                 kept = np.empty((len(band.scores), *opened.size), np.float32) if kept is None else kept
                 kept[:, rows] = band.scores.cpu().numpy()
@@ -134,7 +138,9 @@ class Predictor:
                 yield from _at_size(self._tiled.bands(source), source.size, photo.size)
             else:
                 image = torch.from_numpy(_enlarge(self._fitted(photo)).transpose(2, 0, 1).copy())
-                yield from predict_whole(self._network, image.to(self._device)).bands(photo.size)
+                yield from predict_whole(self._network, image.to(self._device), self._encoder).bands(
+                    photo.size
+                )
 
     def _fitted(self, photo: PhotoRows) -> NDArray[np.uint8]:
         pixels = photo.rows(0, photo.size[0])

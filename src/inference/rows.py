@@ -99,12 +99,15 @@ class ResizedStream:
         self._lower, self._upper = rows.lower + rows.start, rows.upper + rows.start
         self._weight = rows.weight
         self._needs, self._arrives = self._lower.tolist(), self._upper.tolist()
-        self._width, self._made, self._top = size[1], 0, 0
+        self._size, self._made, self._top = size, 0, 0
+        self._height = height
         self._held: Tensor | None = None
 
     def push(self, band: Tensor) -> Tensor:
         """Take the next source rows (B, C, n, w); returns the result rows (B, C, m, W) that they complete."""
         held = band if self._held is None else torch.cat((self._held, band), dim=2)
+        if self._height == 2 * self._size[0] and held.shape[3] == 2 * self._size[1]:
+            return self._halved(held)
         stop = bisect_left(self._arrives, self._top + held.shape[2], self._made)
         made, lower, upper = slice(self._made, stop), self._lower, self._upper
         weight = self._weight[made].to(band.dtype)[:, None]
@@ -112,7 +115,13 @@ class ResizedStream:
         needed = self._needs[stop] - self._top if stop < len(self._needs) else held.shape[2]
         passed = min(needed, held.shape[2])
         self._made, self._top, self._held = stop, self._top + passed, held[:, :, passed:].clone()
-        return _interpolate(rows, rows.shape[2], self._width)
+        return _interpolate(rows, rows.shape[2], self._size[1])
+
+    def _halved(self, held: Tensor) -> Tensor:
+        """The common case, in which a result is the mean of four pixels."""
+        complete = held.shape[2] // 2 * 2
+        self._held = held[:, :, complete:].clone() if complete < held.shape[2] else None
+        return F.avg_pool2d(held[:, :, :complete], 2) if complete else _interpolate(held, 0, self._size[1])
 
 
 def _interpolate(x: Tensor, height: int, width: int) -> Tensor:

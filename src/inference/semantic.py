@@ -68,10 +68,11 @@ def score_bands(
     for start, stop in bands(height, max(1, band_bytes // (4 * batch * queries * width))):
         rows = source_rows(start, stop, height, source_height, classes)
         held, top = _continued(held, top, mask_rows, rows.start, rows.stop)
-        masks = resize_band(held.float(), rows, width)
+        channels_last = held.float().contiguous(memory_format=torch.channels_last)
+        masks = resize_band(channels_last, rows, width)
         with torch.autocast(masks.device.type, enabled=False):  # half precision would blur near ties
-            scores = torch.einsum("bqk,bqhw->bkhw", classes, masks.sigmoid_())
-        yield start, scores
+            scores = masks.sigmoid_().permute(0, 2, 3, 1) @ classes[:, None]  # (B, n, W, K)
+        yield start, scores.permute(0, 3, 1, 2)
 
 
 def label_map(prediction: MaskPrediction, size: tuple[int, int]) -> Tensor:
@@ -91,8 +92,13 @@ def label_map(prediction: MaskPrediction, size: tuple[int, int]) -> Tensor:
         size,
     )
     for top, band in scores:
-        labels[:, top : top + band.shape[2]] = band.argmax(1)
+        labels[:, top : top + band.shape[2]] = best_class(band)
     return labels
+
+
+def best_class(scores: Tensor) -> Tensor:
+    """(..., K, n, W) scores -> (..., n, W) class of the highest one."""
+    return scores.max(-3).indices  # on a CPU several times faster than argmax
 
 
 def _continued(

@@ -20,7 +20,6 @@ K classes, d decoder width, H W photo, n rows of a band
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,13 +28,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from src.inference.encoder import BandedEncoder, shallow_stages
 from src.inference.high_resolution import HighResolutionBranch, Rows
 from src.inference.large_photos import PhotoRows, reduced
 from src.inference.rows import resize_band, source_rows
-from src.inference.whole import Band, DensePrediction, fuse, predict_whole
-from src.models.backbone import Backbone
+from src.inference.whole import Band, DensePrediction, half_size, predict_whole
 from src.models.layers import crop_like
 from src.models.pixel_decoder.dual_branch import DualBranchPixelDecoder
 from src.tiling import Span, blend_weights, spread
@@ -88,7 +87,9 @@ class TiledPredictor:
         ValueError: the network's pixel decoder cannot be divided, or the windows' sizes contradict each other.
     """
 
-    def __init__(self, network: Any, tiling: Tiling, overview_pixels: int) -> None:
+    def __init__(
+        self, network: Any, tiling: Tiling, overview_pixels: int, encoder: BandedEncoder | None = None
+    ) -> None:
         if not is_divisible(network):
             raise ValueError(
                 f"{type(network.pixel_decoder).__name__} cannot be divided into windows; choose inference=whole, "
@@ -98,6 +99,7 @@ class TiledPredictor:
             spread(side, side, tiling.overlap, _STRIDE)  # refuses windows that cannot overlap so
         self._network, self._tiling, self._overview_pixels = network, tiling, overview_pixels
         self._shallow = shallow_stages(network.backbone)
+        self._encoder = encoder
         self._branch = HighResolutionBranch.of(network.pixel_decoder)
 
     @torch.inference_mode()
@@ -142,7 +144,7 @@ class TiledPredictor:
             for excitation in decoder.excitations[:2]
         ]
         try:
-            prediction = predict_whole(self._network, self._tensor(reduced(photo, factor)))
+            prediction = predict_whole(self._network, self._tensor(reduced(photo, factor)), self._encoder)
         finally:
             for handle in handles:
                 handle.remove()
@@ -197,7 +199,7 @@ class TiledPredictor:
         """Mask features of a window by rows, how many rows there are, and edge logits."""
         branch, decoder = self._branch, self._network.pixel_decoder
         if branch is not None:
-            fused = fuse(self._network, branch, image, s1, context)
+            fused = branch.fuse(*half_size(self._network, image), s1, context)
             rows = partial(branch.mask_features, fused)
             return rows, fused.sampled.shape[2], fused.edge_logits
         detail = decoder.detail(s1, self._network.normalise(image)[None])
@@ -226,26 +228,3 @@ def _enlarged_window(x: Tensor, factor: int, rows: Span, columns: Span) -> Tenso
     part = x[:, :, vertical.start : vertical.stop, horizontal.start : horizontal.stop]
     band = resize_band(part, vertical, factor * part.shape[3])
     return band[..., horizontal.skip : horizontal.skip + columns.length]
-
-
-def shallow_stages(backbone: Backbone) -> nn.Module:
-    """An encoder like the given one, of which only the maps at strides 4 and 8 count.
-
-    The stages after them are left out where the encoder runs its stages one after the other.
-    """
-    shallow = copy.copy(backbone)
-    shallow._modules = dict(backbone._modules)
-    encoder = shallow.encoder = copy.deepcopy(backbone.encoder)
-    path, _, last = encoder.feature_info.module_name()[-3].rpartition(".")
-    siblings = encoder.get_submodule(path)
-    names = [name for name, _ in siblings.named_children()]
-    if last not in names:
-        return backbone
-    for name in names[names.index(last) + 1 :]:
-        setattr(siblings, name, nn.Identity())
-    probe = torch.zeros(1, 3, _STRIDE * 2, _STRIDE * 2, device=next(backbone.parameters()).device)
-    try:
-        same = [torch.equal(a, b) for a, b in zip(shallow(probe)[:2], backbone(probe)[:2], strict=True)]
-    except (RuntimeError, ValueError, TypeError):
-        return backbone  # stages that need each other
-    return shallow if all(same) else backbone

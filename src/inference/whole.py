@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.inference.encoder import BandedEncoder
 from src.inference.high_resolution import FusedMap, HighResolutionBranch, Rows
 from src.inference.rows import ResizedStream, resize_band, resized_rows, source_rows
-from src.inference.semantic import class_probabilities, score_bands
+from src.inference.semantic import best_class, class_probabilities, score_bands
 
 
 class Band(NamedTuple):
@@ -72,28 +73,37 @@ class DensePrediction:
         """(H, W) uint8 class of the highest score."""
         labels = torch.empty(size, dtype=torch.uint8, device=self.classes.device)
         for band in self.bands(size):
-            labels[band.top : band.top + band.scores.shape[1]] = band.scores.argmax(0)
+            labels[band.top : band.top + band.scores.shape[1]] = best_class(band.scores)
         return labels
 
 
 @torch.inference_mode()
-def predict_whole(network: Any, image: Tensor) -> DensePrediction:
+def predict_whole(network: Any, image: Tensor, encoder: BandedEncoder | None = None) -> DensePrediction:
     """Run a network on one image, without whole maps at half the image's size where the network allows it.
 
     Args:
         network: a segmenter in evaluation mode; it is not changed.
         image: (3, H, W) uint8 RGB on the network's device.
+        encoder: the network's encoder in bands, for less memory.
     """
     branch = HighResolutionBranch.of(network.pixel_decoder)
     if branch is None:
         return _predict_plainly(network, image)
-    features = network.backbone(network.normalise(image)[None])
-    s1, context, memories = network.pixel_decoder.global_branch(features)
-    del features
-    fused = fuse(network, branch, image, s1, context)
-    del s1
-    reduced = _reduced(branch, fused, [(x.shape[2], x.shape[3]) for x in memories])
-    class_logits, embeddings = network.transformer_decoder.decode(memories, reduced)[-1]
+    finest = None
+    if encoder is None:
+        features = network.backbone(network.normalise(image)[None])
+    else:
+        finest, features = encoder(network, image)
+    maps, g4 = network.pixel_decoder.laterals_and_context(features, finest)
+    del features, finest
+    s1, context, memories = network.pixel_decoder.global_branch(maps, g4)
+    sizes = [(x.shape[2], x.shape[3]) for x in memories]
+    # what is handed over for good is in no variable, so that whoever uses it last gives its room back
+    given, waiting = [s1], [memories]
+    del maps, s1, memories
+    fused = branch.fuse(*half_size(network, image), given.pop(), context)
+    reduced = _reduced(branch, fused, sizes)
+    class_logits, embeddings = network.transformer_decoder.decode(waiting.pop(), reduced)[-1]
     return DensePrediction(
         class_probabilities(class_logits),
         embeddings,
@@ -103,15 +113,15 @@ def predict_whole(network: Any, image: Tensor) -> DensePrediction:
     )
 
 
-def fuse(network: Any, branch: HighResolutionBranch, image: Tensor, s1: Tensor, context: Tensor) -> FusedMap:
-    """Run the high-resolution branch of an image (3, H, W) uint8 on S1 and the upsampled D2."""
+def half_size(network: Any, image: Tensor) -> tuple[Rows, tuple[int, int]]:
+    """Rows of the normalised image (3, H, W) uint8 at half its size, and that size: what the branch starts from."""
     size = (-(-image.shape[1] // 2), -(-image.shape[2] // 2))
 
     def image_rows(start: int, stop: int) -> Tensor:
-        rows = source_rows(start, stop, size[0], image.shape[1], s1)
+        rows = source_rows(start, stop, size[0], image.shape[1], network.pixel_mean)
         return resize_band(network.normalise(image[:, rows.start : rows.stop])[None], rows, size[1])
 
-    return branch.fuse(image_rows, size, s1, context)
+    return image_rows, size
 
 
 def _reduced(branch: HighResolutionBranch, fused: FusedMap, sizes: list[tuple[int, int]]) -> list[Tensor]:

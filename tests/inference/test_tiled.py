@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from src.inference.encoder import shallow_stages
 from src.inference.folding import inference_copy
 from src.inference.large_photos import PhotoInMemory, PhotoOnDisk, reduced
-from src.inference.tiled import TiledPredictor, Tiling, shallow_stages
+from src.inference.tiled import TiledPredictor, Tiling
 from src.inference.whole import predict_whole
 from src.models.segmenter import Segmenter
 

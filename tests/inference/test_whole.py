@@ -10,7 +10,7 @@ from torch import Tensor
 from src.inference import high_resolution, label_map, predict_labels, semantic_scores
 from src.inference.folding import inference_copy
 from src.inference.high_resolution import HighResolutionBranch
-from src.inference.whole import fuse, predict_whole
+from src.inference.whole import half_size, predict_whole
 from src.models.segmenter import Segmenter
 
 
@@ -84,8 +84,10 @@ def test_single_precision_loses_nothing(
         plain = network.pixel_features(network.normalise(image)[None]).mask_features
         work = inference_copy(network) if folded else network
         branch = HighResolutionBranch.of(work.pixel_decoder)
-        s1, context, _ = work.pixel_decoder.global_branch(work.backbone(work.normalise(image)[None]))
-        found = branch.mask_features(fuse(work, branch, image, s1, context), 0, truth.shape[2])
+        s1, context, _ = work.pixel_decoder.global_branch(
+            *work.pixel_decoder.laterals_and_context(work.backbone(work.normalise(image)[None]))
+        )
+        found = branch.mask_features(branch.fuse(*half_size(work, image), s1, context), 0, truth.shape[2])
     assert found.dtype == torch.float32
     assert float((found - truth).norm()) < 4 * float((plain - truth).norm())
 

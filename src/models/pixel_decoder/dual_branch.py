@@ -68,22 +68,32 @@ class DualBranchPixelDecoder(nn.Module):
             images: (B, 3, H, W), normalised.
             features: F1..F4, (B, C_i, ceil(H / stride), ceil(W / stride)).
         """
-        s1, d2_up, memories = self.global_branch(features)
+        s1, d2_up, memories = self.global_branch(*self.laterals_and_context(features))
         detail = self.detail(s1, images)
         d1, edge_logits = self.fusion(detail, d2_up)
         return PixelFeatures(self.mask_output(d1), memories, edge_logits)
 
-    def global_branch(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """All that happens at stride 4 and coarser.
+    def laterals_and_context(
+        self, features: Sequence[Tensor], finest: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """S1..S4, (B, d, ., .), and g4, (B, d, 1, 1); the encoder's maps are not needed after them.
+
+        Args:
+            features: F1..F4. finest: F1 after its lateral projection, where that is known; F1 is then not used.
+        """
+        maps = []
+        for excite, lateral, x in zip(self.excitations, self.laterals, features, strict=True):
+            maps.append(excite(lateral(x) if finest is None else finest))
+            finest = None
+        return maps, self.global_context(features[-1])
+
+    def global_branch(self, maps: Sequence[Tensor], g4: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """All that happens at stride 4 and coarser, from S1..S4 and g4.
 
         Returns:
             S1 and the upsampled D2, (B, d, H/4, W/4), and the memories (B, D, ., .) at strides 32, 16 and 8.
         """
-        s1, s2, s3, s4 = (
-            excite(lateral(f))
-            for excite, lateral, f in zip(self.excitations, self.laterals, features, strict=True)
-        )
-        g4 = self.global_context(features[-1])
+        s1, s2, s3, s4 = maps
         d4, d3, d3_up = self.context(g4, s4, s3)
         d2, d2_up = self.scale(crop_like(d3_up, s2), s2)
         memories = tuple(out(x) for out, x in zip(self.memory_outputs, (d4, d3, d2), strict=True))

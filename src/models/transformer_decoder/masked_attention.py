@@ -140,6 +140,7 @@ class MaskedAttentionDecoder(nn.Module):
         sizes = [(memory.shape[-2], memory.shape[-1]) for memory in memories]
         tokens, positions = self._prepare(memories)
         queries, query_positions, visible = self._queries(len(memories[0]), piloted)
+        del memories  # a caller who keeps none of them has their room for the attention
 
         predictions = []
         for index, layer in enumerate(self.layers):

@@ -1,0 +1,284 @@
+"""Time and peak memory of predicting whole photos: the plain form and other libraries against this project.
+
+    python -m scripts.bench_inference compare --sizes 1024x1024 2048x1536    # interleaved, every side its process
+    python -m scripts.bench_inference compare --sizes 4096x3072 --rounds 1   # the plain form: minutes, 20 GiB
+    python -m scripts.bench_inference growth                                 # 1 to 64 megapixels, table and plot
+    python -m scripts.bench_inference split --sizes 4096x3072                # where the time goes, and its limit
+    python -m scripts.bench_inference agreement --checkpoint FILE            # windows against whole photos
+    python -m scripts.bench_inference equality --sizes 1024x1024             # scores against the plain form's
+
+From an 8-bit RGB array to the class of every pixel. The plain form is the network with torchvision's deformable
+convolution and the released order of operations: all maps whole, all mask logits multiplied out at 1/4 and 1/2 and
+resized to the photo. The others have the same encoder, seven classes, random weights and their own post-processing;
+they need ``pip install transformers segmentation-models-pytorch``. Sides take turns, so that a busy machine slows
+all; ratios are medians over rounds. Peak memory is the largest resident size of the side's own process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scripts.bench_agreement import report_agreement
+from scripts.bench_network import (
+    ROOT,
+    Worker,
+    answer,
+    make_network,
+    make_photo,
+    peak_gib,
+    saved_network,
+    table,
+)
+from scripts.bench_split import report_split
+from src.inference import Predictor, semantic_scores
+from src.inference.memory import use_large_pages
+from src.models.deformable import deformable_backend
+
+CLASSES = 7
+SIDES = ("plain", "ours", "mask2former", "upernet")
+NAMES = {
+    "plain": "plain form",
+    "ours": "this project",
+    "mask2former": "Hugging Face Mask2Former",
+    "upernet": "SMP UPerNet",
+}
+GROWTH = (
+    "1024x1024",
+    "2048x1024",
+    "2048x2048",
+    "4096x2048",
+    "4096x3072",
+    "6144x4096",
+    "8192x5120",
+    "8192x8192",
+)
+MEMORY_GB = 4.0
+PLOT = ROOT / "docs/images/inference_growth.png"
+TIES = 2e-4
+
+Predict = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
+def ours(weights: str, memory_gb: float) -> Predict:
+    """(H, W, 3) photo to (H, W) classes, as ``python -m src.predict`` finds them."""
+    use_large_pages()
+    predictor = Predictor(saved_network(weights), limit=None, memory_gb=memory_gb)
+    return lambda photo: predictor(photo, scores=False).label
+
+
+def plain(weights: str) -> Predict:
+    network = saved_network(weights)
+
+    @torch.inference_mode()
+    def predict(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        image = torch.from_numpy(photo).permute(2, 0, 1)
+        with deformable_backend("torchvision"):
+            prediction = network(network.normalise(image)[None])
+        scores = semantic_scores(prediction, photo.shape[:2])
+        del prediction
+        return scores.argmax(1)[0].byte().numpy()
+
+    return predict
+
+
+def _normalised(photo: NDArray[np.uint8]) -> torch.Tensor:
+    image = torch.from_numpy(photo).permute(2, 0, 1)[None].float()
+    return (image - 255 * 0.45) / (255 * 0.225)
+
+
+def mask2former() -> Predict:
+    from transformers import (
+        Mask2FormerConfig,
+        Mask2FormerForUniversalSegmentation,
+        Mask2FormerImageProcessor,
+        ResNetConfig,
+    )
+
+    stages: dict[str, Any] = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    classes: dict[str, Any] = {"num_labels": CLASSES}
+    encoder = ResNetConfig(**stages)  # a ResNet-50
+    network = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=encoder, **classes))
+    network.eval()
+    processor = Mask2FormerImageProcessor()
+
+    @torch.inference_mode()
+    def predict(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        outputs = network(pixel_values=_normalised(photo))
+        return processor.post_process_semantic_segmentation(outputs, [photo.shape[:2]])[0].byte().numpy()
+
+    return predict
+
+
+def upernet() -> Predict:
+    import segmentation_models_pytorch as smp
+
+    network = smp.UPerNet("resnet50", encoder_weights=None, classes=CLASSES).eval()
+
+    @torch.inference_mode()
+    def predict(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return network(_normalised(photo)).argmax(1)[0].byte().numpy()
+
+    return predict
+
+
+def work(side: str, weights: str, memory_gb: float) -> None:
+    """Predict one photo of every size that comes in."""
+    try:
+        makers: dict[str, Callable[[], Predict]] = {
+            "plain": lambda: plain(weights),
+            "ours": lambda: ours(weights, memory_gb),
+            "mask2former": mask2former,
+            "upernet": upernet,
+        }
+        predict = makers[side]()
+    except ImportError as error:
+        sys.exit(
+            f"{error}; install the other libraries: pip install transformers segmentation-models-pytorch"
+        )
+    predict(make_photo(256, 256))
+    for line in sys.stdin:
+        photo = make_photo(*_size(line))
+        start = time.perf_counter()
+        label = predict(photo)
+        seconds = time.perf_counter() - start
+        assert label.shape == photo.shape[:2]
+        answer({"seconds": seconds, "gib": peak_gib()})
+
+
+def _size(text: str) -> tuple[int, int]:
+    """ "4096x3072" is width x height."""
+    width, height = text.split("x")
+    return int(height), int(width)
+
+
+def compare(sizes: list[str], sides: list[str], rounds: int, threads: int) -> None:
+    """Print time and memory of every side at every size, smallest first."""
+    rows = []
+    with ExitStack() as stack:
+        weights = stack.enter_context(_saved_weights())
+        workers = {side: stack.enter_context(_worker(side, weights, threads)) for side in sides}
+        for size in sizes:
+            found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+            for _ in range(rounds):
+                for side in sides:
+                    found[side].append(workers[side].ask(size))
+            for side in sides:
+                seconds = statistics.median(r["seconds"] for r in found[side])
+                ratio = ""
+                if "ours" in sides and side != "ours":
+                    pairs = zip(found[side], found["ours"], strict=True)
+                    ratio = f"{statistics.median(a['seconds'] / b['seconds'] for a, b in pairs):.2f}"
+                rows.append([size, NAMES[side], f"{seconds:.2f}", ratio, f"{found[side][-1]['gib']:.2f}"])
+                print(*rows[-1], file=sys.stderr, flush=True)
+    print(table(["photo", "form", "seconds", "ours is faster", "peak GiB"], rows))
+
+
+def growth(sizes: list[str], rounds: int, threads: int) -> None:
+    """Print and plot our time and memory from 1 to 64 megapixels, every size in its own process."""
+    rows, megapixels, seconds, gib = [], [], [], []
+    for size in sizes:
+        with _saved_weights() as weights, _worker("ours", weights, threads) as worker:
+            found = [worker.ask(size) for _ in range(rounds)]
+        height, width = _size(size)
+        megapixels.append(height * width / 1e6)
+        seconds.append(min(r["seconds"] for r in found))
+        gib.append(found[0]["gib"])
+        each = seconds[-1] / megapixels[-1]
+        rows.append([size, f"{megapixels[-1]:.1f}", f"{seconds[-1]:.1f}", f"{each:.2f}", f"{gib[-1]:.2f}"])
+        print(*rows[-1], file=sys.stderr, flush=True)
+    print(table(["photo", "Mpx", "seconds", "seconds per Mpx", "peak GiB"], rows))
+    plot(megapixels, seconds, gib)
+
+
+def plot(megapixels: list[float], seconds: list[float], gib: list[float]) -> None:
+    """Draw growth to ``PLOT``."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for axis, values, unit in zip(axes, (seconds, gib), ("seconds", "peak memory, GiB"), strict=True):
+        axis.plot(megapixels, values, marker="o", color="#20639b")
+        axis.set(xlabel="megapixels", ylabel=unit, ylim=(0, None))
+        axis.grid(alpha=0.3)
+    PLOT.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PLOT, dpi=90)
+    print(f"plot: {PLOT}", file=sys.stderr)
+
+
+def equality(sizes: list[str]) -> None:
+    """Print how far scores lie from the plain form's."""
+    network = make_network()
+    for size in sizes:
+        photo = make_photo(*_size(size))
+        image = torch.from_numpy(photo).permute(2, 0, 1)
+        with torch.inference_mode(), deformable_backend("torchvision"):
+            expected = semantic_scores(network(network.normalise(image)[None]), photo.shape[:2])[0]
+        found = torch.from_numpy(Predictor(network, limit=None, mode="whole")(photo).scores)
+        best = expected.topk(2, dim=0).values
+        differ = (found.argmax(0) != expected.argmax(0)) & (best[0] - best[1] > TIES)
+        print(
+            f"{size}: largest difference {(found - expected).abs().max():.1e}, {int(differ.sum())} other labels"
+        )
+
+
+@contextmanager
+def _saved_weights() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/weights.pt"
+        torch.save(make_network().state_dict(), path)
+        yield path
+
+
+def _worker(side: str, weights: str, threads: int) -> Worker:
+    arguments = ["work", "--sides", side, "--weights", weights, "--threads", str(threads)]
+    return Worker("scripts.bench_inference", arguments)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    tasks = ["compare", "growth", "split", "agreement", "equality", "work"]
+    parser.add_argument("task", choices=tasks)
+    parser.add_argument("--sizes", nargs="+", help="width x height, smallest first")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory-gb", type=float, default=MEMORY_GB, help="budget of this project's side")
+    parser.add_argument("--weights", help=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint", help="trained weights for the agreement")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    sizes = args.sizes or list(GROWTH if args.task == "growth" else GROWTH[:1])
+    if args.task == "compare":
+        compare(sizes, args.sides, args.rounds, args.threads)
+    elif args.task == "growth":
+        growth(sizes, args.rounds, args.threads)
+    elif args.task == "split":
+        for size in sizes:
+            report_split(make_network(), make_photo(*_size(size)))
+    elif args.task == "agreement":
+        if args.checkpoint is None:
+            parser.error("agreement needs --checkpoint: random weights have nothing to agree on")
+        report_agreement(args.checkpoint, [_size(size) for size in args.sizes or ["4096x3072"]])
+    elif args.task == "equality":
+        equality(sizes)
+    else:
+        work(args.sides[0], args.weights, args.memory_gb)
+
+
+if __name__ == "__main__":
+    main()
