@@ -141,6 +141,7 @@ def test_one_command_teaches_a_new_class_and_reports_what_was_forgotten(
     assert compared["after"] == report["after"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["naive", "uniform", "oracle"])
 def test_every_variant_trains(lake: Path, base: Path, tmp_path: Path, variant: str) -> None:
     overrides = [f"experiment=new_category_{variant}", "recipe.validate_first=false", "recipe.steps=1"]
@@ -148,21 +149,6 @@ def test_every_variant_trains(lake: Path, base: Path, tmp_path: Path, variant: s
         taught_config(lake, tmp_path / "run", base, *overrides, "recipe.val_every=1", "recipe.save_every=1")
     )
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
-
-
-@pytest.mark.slow
-def test_a_new_class_is_learned_from_pseudo_labels(lake: Path, base: Path, tmp_path: Path) -> None:
-    """Sixty steps on four scenes are enough to find the ground in them again; none are not."""
-    same = "{images: images_pad/train, labels: annotations/train}"
-    overrides = ["recipe.steps=60", "recipe.val_every=60", "recipe.save_every=60", "recipe.num_points=512"]
-    train(
-        taught_config(
-            lake, tmp_path / "run", base, *overrides, f"+data.folders={{train: {same}, val: {same}}}"
-        )
-    )
-    report = json.loads((tmp_path / "run" / "categories.json").read_text())
-    assert report["before"]["new"]["IoU"]["ground"] == 0
-    assert report["after"]["new"]["IoU"]["ground"] > 0.3
 
 
 def test_a_checkpoint_that_cannot_grow_is_refused(lake: Path, base: Path, tmp_path: Path) -> None:
