@@ -1,0 +1,253 @@
+"""The command from photos to files: what it writes, what it skips, what it survives, what it needs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from src.checkpoints.store import build_network, load, write
+from src.config import compose_config, to_plain
+from src.errors import UserError
+from src.inference import Predictor
+from src.predict import find_photos, names, predict
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The nano model with random weights, seven classes."""
+    torch.manual_seed(0)
+    overrides = ["experiment=massformer", "model/size=nano", "data=mass13k", "run_dir=."]
+    config = to_plain(compose_config("train", overrides))
+    network = build_network(config)
+    with torch.no_grad():  # queries and classes that differ from place to place
+        for norm in (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.momentum = None
+        images = torch.nn.functional.interpolate(torch.randn(2, 3, 8, 8), (128, 128), mode="bicubic")
+        network.train().pixel_features(images)
+        decoder = network.eval().transformer_decoder
+        network.pixel_decoder.mask_output.norm.bias.sub_(0.5)
+        decoder.mask_head[-1].weight.mul_(4)
+        decoder.class_head.weight.mul_(20)
+        decoder.query_features.weight.mul_(20)
+        decoder.class_head.bias.sub_(network(images[:1]).class_logits.mean((0, 1)))
+    path = tmp_path_factory.mktemp("checkpoint") / "nano.ckpt"
+    write(path, config, network.state_dict())
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three photos, one of them in a sub-folder."""
+    folder = tmp_path / "photos"
+    for index, name in enumerate(("a.jpg", "b.png", "trip/a.jpg")):
+        save_photo(folder / name, 96 + 8 * index, 130)
+    return folder
+
+
+def save_photo(path: Path, height: int, width: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(len(path.name) + height).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    cv2.imwrite(str(path), cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
+
+
+@pytest.fixture
+def run(checkpoint: Path, photos: Path, tmp_path: Path) -> Callable[..., dict[Path, str]]:
+    """Predicts the photos into ``tmp_path / "out"``; later overrides win."""
+
+    def predict_with(*overrides: str) -> dict[Path, str]:
+        common = [f"checkpoint={checkpoint}", f"input={photos}", f"output={tmp_path / 'out'}", "device=cpu"]
+        return predict(to_plain(compose_config("predict", [*common, *overrides])))
+
+    return predict_with
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_labels_and_overlays_of_a_folder(run: Any, checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    assert run() == {}
+    out = tmp_path / "out"
+    stems = ("a.png", "b.png", "trip/a.png")
+    assert files(out) == sorted(f"{kind}/{stem}" for kind in ("labels", "overlays") for stem in stems)
+    with Image.open(out / "labels/trip/a.png") as image:
+        assert image.mode == "P"
+        label = np.asarray(image)
+        assert image.getpalette()[3:6] == [255, 0, 0]  # person
+    photo = cv2.imread(str(photos / "trip/a.jpg"))[..., ::-1]
+    direct = Predictor(load(checkpoint), limit=None)(np.ascontiguousarray(photo)).label
+    assert (label == direct).mean() > 0.99
+    assert len(np.unique(label)) > 1
+    assert cv2.imread(str(out / "overlays/b.png")).shape == (104, 130, 3)
+
+
+def test_masks_cutouts_and_edges_of_chosen_classes(
+    run: Any, checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    run("outputs=[masks,cutouts,edges]", "classes=[sky,person]", "mask_bits=16", f"input={photos / 'b.png'}")
+    out = tmp_path / "out"
+    assert files(out) == ["cutouts/b.png", "edges/b.png", "masks/1_person/b.png", "masks/5_sky/b.png"]
+    photo = cv2.imread(str(photos / "b.png"))
+    prediction = Predictor(load(checkpoint), limit=None)(np.ascontiguousarray(photo[..., ::-1]))
+    assert prediction.scores is not None
+    share = prediction.scores / prediction.scores.sum(0).clip(1e-6)  # no class, no share
+    person, sky = (
+        cv2.imread(str(out / f"masks/{name}/b.png"), cv2.IMREAD_UNCHANGED) for name in ("1_person", "5_sky")
+    )
+    assert person.dtype == np.uint16
+    assert np.abs(person / 65535 - share[1]).max() < 1e-3
+    assert np.abs(sky / 65535 - share[5]).max() < 1e-3
+    cutout = cv2.imread(str(out / "cutouts/b.png"), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(cutout[..., :3], photo)
+    assert np.abs(cutout[..., 3] / 255 - (share[1] + share[5])).max() < 3e-3
+    assert prediction.edges is not None
+    edges = cv2.imread(str(out / "edges/b.png"), cv2.IMREAD_UNCHANGED)
+    assert np.abs(edges / 255 - prediction.edges).max() < 3e-3
+
+
+def test_finished_files_are_skipped(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    out = tmp_path / "out"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    (out / "labels/b.png").unlink()
+    run()
+    assert "2 of 3 photos are done already" in capsys.readouterr().out
+    changed = [path.name for path, at in before.items() if path.stat().st_mtime_ns != at]
+    assert set(changed) == {"b.png"}
+    run("overwrite=true")
+    assert all(path.stat().st_mtime_ns != at for path, at in before.items())
+
+
+def test_broken_photos_are_told_and_passed_over(
+    run: Any, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (photos / "a.jpg").read_bytes()
+    (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "empty.png").write_bytes(b"")
+    (photos / "text.jpg").write_text("not a photo")
+    failures = run()
+    assert sorted(path.name for path in failures) == ["cut.jpg", "empty.png", "text.jpg"]
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("cut.jpg", "empty.png", "text.jpg"))
+    assert "3 photos predicted, 3 failed" in out
+    assert len(files(tmp_path / "out")) == 6
+
+
+def test_names_are_safe_and_distinct(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for name in ("a.jpg", "a.png", "sub/a.jpg", "sub/A b;$(x).jpg", ".hidden/c.jpg", "sub/.c.jpg"):
+        save_photo(source / name, 64, 64)
+    photos = find_photos(source)
+    found = names(source, photos)
+    assert found == ["a.jpg", "a.png", "sub/A b;$(x)", "sub/a"]
+    assert len(set(found)) == len(photos)
+
+
+def test_photos_of_the_same_stem_keep_their_suffix(run: Any, photos: Path, tmp_path: Path) -> None:
+    save_photo(photos / "a.png", 80, 80)
+    run("outputs=[labels]")
+    assert files(tmp_path / "out") == [f"labels/{n}.png" for n in ("a.jpg", "a.png", "b.png", "trip/a")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["classes=[dog]"], "dog"),
+        (["outputs=[label]"], "outputs"),
+        (["mask_bits=12"], "8 or 16"),
+        (["checkpoint=nowhere.ckpt"], "nowhere.ckpt"),
+        (["input=nowhere"], "nowhere"),
+        (["checkpoint=null"], "checkpoint is not given"),
+        (["precision=half"], "float32"),
+        (["device=abacus"], "abacus"),
+        (["inference.memory_gb=0.1"], "too little"),
+        (["inference.overlap=900"], "overlap"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(
+    run: Any, tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        run(*overrides)
+    assert not list(tmp_path.glob("out/*/*"))
+
+
+def test_results_inside_the_input_are_refused(run: Any, photos: Path) -> None:
+    with pytest.raises(UserError, match="inside"):
+        run(f"output={photos / 'results'}")
+
+
+def command(checkpoint: Path, source: Path, out: Path, *overrides: str) -> list[str]:
+    places = [f"checkpoint={checkpoint}", f"input={source}", f"output={out}", "device=cpu"]
+    return [sys.executable, "-m", "src.predict", *places, *overrides]
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_no_half_file_and_the_next_run_goes_on(checkpoint: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    save_photo(source / "tall.png", 3000, 512)
+    tiled = ["inference=tiled", "inference.window=[192,256]", "inference.overlap=64"]
+    process = subprocess.Popen(command(checkpoint, source, out, *tiled), cwd=ROOT, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 300
+        while not any(out.rglob(".*")):  # until a file has begun
+            assert process.poll() is None, "it ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not [path for path in out.rglob("*.png") if not path.name.startswith(".")]
+
+    assert subprocess.run(command(checkpoint, source, out, *tiled), cwd=ROOT).returncode == 0
+    for kind in ("labels", "overlays"):
+        with Image.open(out / kind / "tall.png") as image:
+            image.verify()
+            assert image.size == (512, 3000)
+
+
+_PEAK = """
+import resource, sys
+from src.config import compose_config, to_plain
+from src.predict import predict
+assert predict(to_plain(compose_config("predict", sys.argv[1:]))) == {}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_height(checkpoint: Path, tmp_path: Path) -> None:
+    """Four times the rows, in windows: hardly more than the photo itself, which decoding needs."""
+    peaks, sizes = [], (1500, 6000)
+    for height in sizes:
+        source = tmp_path / f"{height}.png"
+        save_photo(source, height, 512)
+        arguments = [
+            *command(checkpoint, source, tmp_path / "out")[3:],
+            *(
+                "inference=tiled",
+                "inference.window=[384,512]",
+                "inference.overlap=96",
+                "inference.memory_gb=1.2",
+            ),
+        ]
+        result = subprocess.run(
+            [sys.executable, "-c", _PEAK, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        peaks.append(int(result.stdout.splitlines()[-1]))
+    extra_photo = (sizes[1] - sizes[0]) * 512 * 3
+    assert peaks[1] - peaks[0] < 3 * extra_photo + 60 * 2**20
