@@ -42,7 +42,6 @@ from scripts.bench_network import (
 )
 from scripts.bench_split import report_split
 from src.inference import Predictor, semantic_scores
-from src.inference.memory import use_large_pages
 from src.models.deformable import deformable_backend
 
 CLASSES = 7
@@ -72,7 +71,6 @@ Predict = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 def ours(weights: str, memory_gb: float) -> Predict:
     """(H, W, 3) photo to (H, W) classes, as ``python -m src.predict`` finds them."""
-    use_large_pages()
     predictor = Predictor(saved_network(weights), limit=None, memory_gb=memory_gb)
     return lambda photo: predictor(photo, scores=False).label
 

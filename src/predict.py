@@ -20,7 +20,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from src.checkpoints.store import Checkpoint, load_network, read
 from src.config import CONFIG_DIR, to_plain
 from src.errors import UserError, explained
-from src.inference.memory import use_large_pages
 from src.inference.outputs import KINDS, OutputPlan, PhotoFiles
 from src.inference.predictor import Predictor
 from src.inference.tiled import Tiling
@@ -40,7 +39,6 @@ class Job(NamedTuple):
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="predict")
 def main(config: DictConfig) -> None:
     """Predict as configured; exit code 1 when a photo failed."""
-    use_large_pages()
     with explained():
         failures = predict(to_plain(config))
     if failures:

@@ -30,15 +30,6 @@ def available_bytes(device: torch.device) -> int:
     return max(_LEAST, int(min(known) * _SHARE)) if known else 2 * _LEAST
 
 
-def use_large_pages() -> None:
-    """Let torch take its tensors of this process in pages of 2 MiB (Linux); call it before the first large one.
-
-    New memory is cleared page by page when it is first touched, which with pages of 4 KiB takes a tenth of the time
-    of a large photo.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-
 def return_freed_memory() -> None:
     """Give the operating system back what building a network took; the C library would keep it (glibc only)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
