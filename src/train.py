@@ -71,6 +71,7 @@ def train(config: DictConfig) -> float | None:
             trainer.validate(module, data, verbose=False)
             untrained = module.latest_scores
         trainer.fit(module, data, ckpt_path=config.resume, weights_only=True)
+        wandb.finish()  # says what it has to say before the results
         if trainer.is_global_zero and module.latest_scores is not None:
             print_results(Path(config.run_dir), module.class_names, module.latest_scores, untrained)
         score = trainer.callback_metrics.get("val/mBIoU")
