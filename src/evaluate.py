@@ -71,13 +71,14 @@ def evaluate(config: DictConfig) -> float:
     data_config = plain.get("data") or (checkpoint.config["data"] if checkpoint else None)
     if data_config is None:
         raise UserError("predictions=<folder> needs the labels to score them by: give data=<choice> too")
+    if checkpoint is not None:
+        _check_classes(checkpoint, data_config)
     data: SegmentationDataModule = build({**data_config, "num_workers": config.num_workers})
     data.prepare_data()
     data.setup("validate" if config.split == "val" else "test")
     if plain["report"] is not None or config.predictions is not None:
         data.source(config.split)  # what cannot be opened is told before any work
     if checkpoint is not None:
-        _check_classes(checkpoint, data_config)
         evaluated = _evaluate_checkpoint(checkpoint, data, config, plain)
     else:
         evaluated = _evaluate_predictions(Path(config.predictions).expanduser(), data, config.split, plain)
