@@ -205,6 +205,7 @@ def _predictor(network: Any, inference: dict[str, Any], autocast: torch.dtype | 
             memory_gb=inference["memory_gb"],
             tiling=Tiling((int(window[0]), int(window[1])), inference["overlap"], inference["margin"]),
             autocast=autocast,
+            epsilon=inference["epsilon"],
         )
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -15,11 +15,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from src.inference.memory import bytes_per_pixel
 from src.models.backbone import STRIDES, Backbone
 
 _STRIDE = STRIDES[1]  # of the coarsest map made in bands
-_BAND_BYTES = 192 * 2**20  # of one map at stride 4; smaller bands would compute more rows twice
-_DEVICE_BAND_BYTES = 2 * 2**30
+_BAND_BYTES = 768 * 2**20  # of all maps of a band; smaller bands would compute more rows twice
+_DEVICE_BAND_BYTES = 8 * 2**30
 _PROBE_ROWS = 768
 _PROBE_COLUMNS = 64
 _SMALL = 128  # side of the image with which a division is tried
@@ -32,14 +33,12 @@ class BandedEncoder:
         shallow: gives the maps at strides 4 and 8 of an image. deep: gives all four maps from the one at stride 8,
             of which the first two do not count.
         project: (1, C1, h, w) -> (1, d, h, w), pixel by pixel.
-        channels: C1 and C2.
     """
 
-    def __init__(
-        self, shallow: nn.Module, deep: nn.Module, project: nn.Module, channels: tuple[int, ...]
-    ) -> None:
-        self._shallow, self._deep, self._project, self._channels = shallow, deep, project, channels
+    def __init__(self, shallow: nn.Module, deep: nn.Module, project: nn.Module) -> None:
+        self._shallow, self._deep, self._project = shallow, deep, project
         self._reach = reach(shallow)
+        self._bytes_per_pixel = bytes_per_pixel(shallow)
 
     @classmethod
     def of(cls, network: Any) -> Self | None:
@@ -48,7 +47,7 @@ class BandedEncoder:
         deep = _deep_stages(network.backbone, shallow)
         if deep is None:
             return None
-        banded = cls(shallow, deep, network.pixel_decoder.laterals[0], network.backbone.channels[:2])
+        banded = cls(shallow, deep, network.pixel_decoder.laterals[0])
         return banded if banded._reach is not None else None
 
     def __call__(self, network: Any, image: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -87,8 +86,7 @@ class BandedEncoder:
 
     def _bands(self, height: int, width: int, device: torch.device) -> list[tuple[int, int]]:
         budget = _BAND_BYTES if device.type == "cpu" else _DEVICE_BAND_BYTES
-        bytes_each = 4 * self._channels[0] * width / STRIDES[0] ** 2  # for a row of the image
-        count = max(1, round(height * bytes_each / budget))
+        count = max(1, round(height * width * self._bytes_per_pixel / budget))
         rows = -(-height // (count * _STRIDE)) * _STRIDE
         return [(start, min(start + rows, height)) for start in range(0, height, rows)]
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 _GIB = 2**30
 _LEAST = 2 * _GIB  # enough for windows; a machine that is short of memory may still manage
 _SHARE = 0.75  # of the free memory, left to inference by default
 _CONSTANT = 1.0 * _GIB  # libraries, weights and bands
 _FEWEST = 512 * 512
+_PROBE_SIDE = 256
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -53,8 +59,7 @@ def whole_image_pixels(network: Any, memory: int, banded: bool = False) -> int:
     """How many pixels of an image fit into ``memory`` bytes when it is treated whole; an estimate on the safe side.
 
     The largest moments are the transformer decoder's attention to the memory at stride 8 beside the maps that the
-    high-resolution branch keeps and, where the encoder does not run in bands, a residual block at stride 4 with
-    four maps of F1's channels.
+    high-resolution branch keeps and, where the encoder does not run in bands, the largest maps of the encoder.
 
     Args:
         network: the segmenter. memory: bytes of the whole process. banded: whether the encoder runs in bands.
@@ -62,8 +67,8 @@ def whole_image_pixels(network: Any, memory: int, banded: bool = False) -> int:
     Raises:
         ValueError: not even a small image fits.
     """
-    finest, width = network.backbone.channels[0], _query_width(network)
-    encoder = 0 if banded else 4 * (4 * finest / 16)
+    width = _query_width(network)
+    encoder = 0 if banded else bytes_per_pixel(network.backbone)
     decoder = 4 * (width / 4 / 4 + width / 2 / 16 + 8 * width / 64)
     image = 3 + 12
     pixels = int((memory - _CONSTANT) / (image + max(encoder, decoder)))
@@ -74,3 +79,57 @@ def whole_image_pixels(network: Any, memory: int, banded: bool = False) -> int:
 
 def _query_width(network: Any) -> int:
     return network.transformer_decoder.query_features.embedding_dim
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that live at a time, apart from those that were there before.
+
+    Attributes:
+        peak: the most so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._live = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):
+                self._known.add(_identity(tensor))
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor) and _identity(tensor) not in self._known:
+                self._follow(tensor.untyped_storage())
+        return found
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self._known.add(key)
+        self._live += size
+        self.peak = max(self.peak, self._live)
+
+        def gone() -> None:
+            self._known.discard(key)
+            self._live -= size
+
+        weakref.finalize(storage, gone)
+
+
+def _identity(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def bytes_per_pixel(encoder: nn.Module) -> float:
+    """Most bytes that an encoder's maps take at a time, for each pixel of the image.
+
+    Found on the ``meta`` device, where maps have sizes but no content; so nothing is computed.
+
+    Args:
+        encoder: of a normalised image (1, 3, H, W), in evaluation mode.
+    """
+    shadow = copy.deepcopy(encoder).to("meta")
+    dtype = next((p.dtype for p in shadow.parameters()), torch.float32)
+    with torch.no_grad(), LiveBytes() as live:
+        shadow(torch.zeros((1, 3, _PROBE_SIDE, _PROBE_SIDE), dtype=dtype, device="meta"))
+    return live.peak / _PROBE_SIDE**2

@@ -62,6 +62,7 @@ class Predictor:
         memory_gb: memory that the process may take, GiB; None for three quarters of what is free.
         tiling: sizes of the windows.
         autocast: dtype of mixed precision, ``torch.bfloat16`` or ``torch.float16``; None for the network's own.
+        epsilon: queries are left out that together change no score by more than this; 0 keeps all of them.
 
     Raises:
         ValueError: an argument is none of these, or the network cannot work in windows.
@@ -75,6 +76,7 @@ class Predictor:
         memory_gb: float | None = None,
         tiling: Tiling | None = None,
         autocast: torch.dtype | None = None,
+        epsilon: float = 0.0,
     ) -> None:
         if network.training:
             raise ValueError("the network is in training mode: call network.eval() first")
@@ -82,13 +84,17 @@ class Predictor:
             raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(get_args(Mode))}")
         self._network = inference_copy(network)
         self._device = next(network.parameters()).device
-        self._limit, self._mode, self._autocast = limit, mode, autocast
+        if not 0 <= epsilon < 1:
+            raise ValueError(f"epsilon={epsilon}: a score's largest change lies between 0 and 1")
+        self._limit, self._mode, self._autocast, self._epsilon = limit, mode, autocast, epsilon
         self._memory = available_bytes(self._device) if memory_gb is None else int(memory_gb * 2**30)
         self._encoder = BandedEncoder.of(self._network) if is_divisible(self._network) else None
         self._whole_pixels = whole_image_pixels(self._network, self._memory, self._encoder is not None)
         self._tiled = None
         if mode == "tiled" or (mode == "auto" and is_divisible(self._network)):
-            self._tiled = TiledPredictor(self._network, tiling or Tiling(), self._whole_pixels, self._encoder)
+            self._tiled = TiledPredictor(
+                self._network, tiling or Tiling(), self._whole_pixels, self._encoder, epsilon
+            )
         return_freed_memory()
 
     def __call__(self, photo: Photo, *, scores: bool = True) -> PhotoPrediction:
@@ -138,9 +144,9 @@ class Predictor:
                 yield from _at_size(self._tiled.bands(source), source.size, photo.size)
             else:
                 image = torch.from_numpy(_enlarge(self._fitted(photo)).transpose(2, 0, 1).copy())
-                yield from predict_whole(self._network, image.to(self._device), self._encoder).bands(
-                    photo.size
-                )
+                prediction = predict_whole(self._network, image.to(self._device), self._encoder)
+                prediction.leave_out_queries(self._epsilon)
+                yield from prediction.bands(photo.size)
 
     def _fitted(self, photo: PhotoRows) -> NDArray[np.uint8]:
         pixels = photo.rows(0, photo.size[0])

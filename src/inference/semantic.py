@@ -25,6 +25,24 @@ def class_probabilities(class_logits: Tensor) -> Tensor:
     return class_logits.float().softmax(-1)[..., :-1]
 
 
+def telling_queries(classes: Tensor, epsilon: float) -> Tensor:
+    """Queries without which no score changes by more than ``epsilon``.
+
+    A query adds its class probabilities, times a sigmoid below 1, to the scores. So leaving queries out lowers any
+    score by at most the sum of their probabilities of all classes, and a label can change only where its score
+    leads by less than that. Those that say "no object" most clearly are left out, as many as the bound allows.
+
+    Args:
+        classes: (Q, K) class probabilities, without "no object". epsilon: at least 0.
+
+    Returns:
+        indices, ascending; at least one.
+    """
+    said, order = classes.double().sum(1).sort()
+    count = int((said.cumsum(0) <= epsilon).sum())
+    return order[min(count, len(order) - 1) :].sort().values
+
+
 def semantic_scores(prediction: MaskPrediction, size: tuple[int, int]) -> Tensor:
     """Scores of every class at every pixel.
 

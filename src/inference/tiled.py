@@ -82,13 +82,20 @@ class TiledPredictor:
         network: a segmenter with MaSSFormer's pixel decoder, in evaluation mode.
         tiling: sizes of the windows.
         overview_pixels: the reduced photo has at most so many.
+        encoder: the network's encoder in bands, for less memory.
+        epsilon: queries are left out that together change no score by more than this.
 
     Raises:
         ValueError: the network's pixel decoder cannot be divided, or the windows' sizes contradict each other.
     """
 
     def __init__(
-        self, network: Any, tiling: Tiling, overview_pixels: int, encoder: BandedEncoder | None = None
+        self,
+        network: Any,
+        tiling: Tiling,
+        overview_pixels: int,
+        encoder: BandedEncoder | None = None,
+        epsilon: float = 0.0,
     ) -> None:
         if not is_divisible(network):
             raise ValueError(
@@ -99,7 +106,7 @@ class TiledPredictor:
             spread(side, side, tiling.overlap, _STRIDE)  # refuses windows that cannot overlap so
         self._network, self._tiling, self._overview_pixels = network, tiling, overview_pixels
         self._shallow = shallow_stages(network.backbone)
-        self._encoder = encoder
+        self._encoder, self._epsilon = encoder, epsilon
         self._branch = HighResolutionBranch.of(network.pixel_decoder)
 
     @torch.inference_mode()
@@ -148,6 +155,7 @@ class TiledPredictor:
         finally:
             for handle in handles:
                 handle.remove()
+        prediction.leave_out_queries(self._epsilon)
         return _Overview(factor, context[0], (gates[0], gates[1]), prediction.classes, prediction.embeddings)
 
     def _tensor(self, pixels: NDArray[np.uint8]) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from src.inference.encoder import BandedEncoder
 from src.inference.high_resolution import FusedMap, HighResolutionBranch, Rows
 from src.inference.rows import ResizedStream, resize_band, resized_rows, source_rows
-from src.inference.semantic import best_class, class_probabilities, score_bands
+from src.inference.semantic import best_class, class_probabilities, score_bands, telling_queries
 
 
 class Band(NamedTuple):
@@ -53,6 +53,11 @@ class DensePrediction:
     ) -> None:
         self.classes, self.embeddings = classes, embeddings
         self._mask_features, self._height, self._edge_logits = mask_features, height, edge_logits
+
+    def leave_out_queries(self, epsilon: float) -> None:
+        """Leave out queries that change no score by more than ``epsilon``; see ``telling_queries``."""
+        kept = telling_queries(self.classes[0], epsilon)
+        self.classes, self.embeddings = self.classes[:, kept], self.embeddings[:, kept]
 
     def _mask_rows(self, start: int, stop: int) -> Tensor:
         return F.conv2d(self._mask_features(start, stop), self.embeddings[0, :, :, None, None])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from src.inference import Predictor, semantic_scores
+from src.inference.semantic import telling_queries
 from src.models.segmenter import Segmenter
 
 
@@ -51,6 +52,28 @@ def test_larger_photos_are_reduced_and_brought_back(
     assert np.abs(result.scores - (direct if mode == "whole" else twice)).max() < 1e-4
 
 
+@pytest.mark.parametrize("mode", ["whole", "tiled"])
+def test_left_out_queries_change_no_score_by_more_than_epsilon(
+    exact_network: Segmenter, image: Tensor, mode: str
+) -> None:
+    pixels = image.permute(1, 2, 0).numpy().copy()
+    expected = Predictor(exact_network, mode=mode)(pixels).scores
+    for epsilon in (0.05, 0.5):
+        found = Predictor(exact_network, mode=mode, epsilon=epsilon)(pixels).scores
+        assert -1e-5 <= (expected - found).min()
+        assert (expected - found).max() <= epsilon + 1e-5
+    assert (expected - found).max() > 1e-3  # something was left out
+
+
+def test_queries_that_say_most_are_kept() -> None:
+    classes = torch.tensor([[0.5, 0.4], [0.01, 0.01], [0.0, 0.03], [0.2, 0.0]])
+    assert telling_queries(classes, 0.0).tolist() == [0, 1, 2, 3]
+    assert telling_queries(classes, 0.04).tolist() == [0, 2, 3]
+    assert telling_queries(classes, 0.06).tolist() == [0, 3]
+    assert telling_queries(classes, 0.9).tolist() == [0]
+    assert telling_queries(classes * 0, 0.9).tolist() == [3]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (10, 300), (63, 64)])
 def test_tiny_photos(network: Segmenter, size: tuple[int, int]) -> None:
     result = Predictor(network)(np.full((*size, 3), 90, np.uint8))
@@ -63,6 +86,8 @@ def test_wrong_arguments(network: Segmenter) -> None:
         Predictor(network)(np.zeros((70, 70), np.uint8))
     with pytest.raises(ValueError, match="mode"):
         Predictor(network, mode="fast")
+    with pytest.raises(ValueError, match="epsilon"):
+        Predictor(network, epsilon=-0.1)
     with pytest.raises(ValueError, match="memory"):
         Predictor(network, memory_gb=0.1)
     network.train()
