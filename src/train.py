@@ -14,7 +14,7 @@ import lightning
 import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
-from lightning import Callback, LightningDataModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -22,6 +22,7 @@ from torch import nn
 from src.checkpoints.growth import grow_weights
 from src.checkpoints.store import load_weights, read
 from src.config import CONFIG_DIR, build, to_plain
+from src.data.datamodule import SegmentationDataModule
 from src.engine.logging import quiet_lightning
 from src.engine.memory import checkpoint_activations
 from src.engine.module import SegmentationModule
@@ -50,7 +51,7 @@ def train(config: DictConfig) -> float | None:
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
-    data: LightningDataModule = build(config.data)
+    data: SegmentationDataModule = build(config.data)
     module = SegmentationModule(
         network=_network(config),
         criterion=build(config.loss),
@@ -68,6 +69,7 @@ def train(config: DictConfig) -> float | None:
             OmegaConf.save(OmegaConf.create(plain), folder / "config.yaml")
         untrained = None
         if config.recipe.validate_first and not config.resume:
+            data.expect("fit")
             trainer.validate(module, data, verbose=False)
             untrained = module.latest_scores
         trainer.fit(module, data, ckpt_path=config.resume, weights_only=True)

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config import compose_config
+from src.config import build, compose_config
+from src.data.store.entry import StoreError
 from src.data.store.manifest import Manifest
 from src.errors import UserError
 from src.prepare import prepare
@@ -156,3 +157,18 @@ def test_a_full_disk_while_packing(root: Path, tmp_path: Path, monkeypatch: pyte
     assert not [path for path in (tmp_path / "shards").iterdir() if path.name != ".entries"]
     assert run(root, tmp_path / "shards", "format=litdata", "splits=[train]") == {}
     assert (tmp_path / "shards/train/index.json").exists()
+
+
+def test_training_photos_that_changed_are_found_before_the_first_validation(
+    root: Path, tmp_path: Path
+) -> None:
+    run(root, tmp_path / "store")
+    changed = np.zeros((120, 170), np.uint8)
+    changed[:60] = 1
+    Image.fromarray(changed).save(root / "annotations/train/p1.png")
+    overrides = ["data=mass13k", f"data.root={root}", f"data.store={tmp_path / 'store'}", "run_dir=."]
+    data = build(compose_config("train", overrides).data)
+    data.setup("validate")  # validation photos are as they were
+    data.expect("fit")
+    with pytest.raises(StoreError, match=r"changed since.*p1.*src\.prepare"):
+        data.setup("validate")
