@@ -18,6 +18,7 @@ from src.inference import semantic_scores
 from src.losses.criterion import SetCriterion
 from src.losses.matcher import HungarianMatcher
 from src.losses.points import BoundaryPoints
+from src.models.transformer_decoder.masked_attention import MaskedAttentionDecoder
 from src.structures import Targets
 
 CONVERTER = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
@@ -59,13 +60,27 @@ def network(released_state, golden, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def answers(network, golden_images):
+def attended():
+    """The attention masks of ``answers``, in the order in which they were made."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def answers(network, golden_images, attended):
     """Everything that the reference values hold, from our network, cut as they are.
 
     In float64, so that what differs is the network and not the order in which a processor's kernels add up: in
     float32 the class logits of the first layer, which see no image, move by 9e-6 from one instruction set to another.
     """
-    return answer(copy.deepcopy(network).double(), golden_images.double())
+    made = MaskedAttentionDecoder._attention_mask
+
+    def remember(self, *arguments):
+        attended.append(made(self, *arguments))
+        return attended[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MaskedAttentionDecoder, "_attention_mask", remember)
+        return answer(copy.deepcopy(network).double(), golden_images.double())
 
 
 def answer(network, golden_images):
@@ -128,12 +143,33 @@ def test_answers_equal_the_released_network(answers, golden, name, tolerance):
     assert difference <= tolerance
 
 
-def test_single_precision_changes_rounding_only(network, golden_images, answers):
+def test_single_precision_changes_rounding_only(network, golden_images, answers, attended, monkeypatch):
+    """Float32 stays within the bar too, where the same pixels are attended to.
+
+    Attention masks cut at a logit of 0, so rounding moves the few pixels that lie within it to the other side, and
+    what a query then sees is another thing: which ones depends on the processor's kernels. They are counted, and
+    taken from float64 for the comparison.
+    """
+    flips, pixels = [], 0
+    masks = iter(attended)
+    rounded = MaskedAttentionDecoder._attention_mask
+
+    def same_pixels(self, *arguments):
+        nonlocal pixels
+        exact = next(masks)
+        flips.append(int((rounded(self, *arguments) != exact).sum()))
+        pixels += exact.numel()
+        return exact
+
+    monkeypatch.setattr(MaskedAttentionDecoder, "_attention_mask", same_pixels)
     single = answer(network, golden_images)
+    assert next(masks, None) is None
+    print(f"attended pixels that rounding moves, by layer: {flips} of {pixels}")
+    assert sum(flips) < 1e-4 * pixels
     for name, limit in FLOATS.items():
         difference = (single[name].double() - answers[name].double()).abs().max().item()
-        print(f"{name}: largest difference {difference:.2g}, allowed {2 * limit:g}")
-        assert difference <= 2 * limit
+        print(f"{name}: largest difference {difference:.2g}, allowed {limit:g}")
+        assert difference <= limit
 
 
 def test_label_counts_equal_the_released_network(answers, golden):
