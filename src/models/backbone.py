@@ -67,6 +67,7 @@ class Backbone(nn.Module):
             for norm in self._norms:
                 for parameter in norm.parameters(recurse=False):
                     parameter.requires_grad_(False)
+        self.train()  # a new module counts as training without having been told
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, except for norms whose statistics are frozen."""

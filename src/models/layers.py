@@ -46,6 +46,10 @@ class PooledBatchNorm(nn.BatchNorm2d):
 class FrozenStatisticsNorm(nn.BatchNorm2d):
     """BatchNorm that never updates or uses batch statistics; scale and shift still learn."""
 
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.train()  # a new module counts as training without having been told
+
     def train(self, mode: bool = True) -> FrozenStatisticsNorm:
         """Stay in evaluation mode whatever the network's mode is."""
         return super().train(False)

@@ -172,6 +172,16 @@ def test_norm_scale_and_shift_can_be_frozen_while_statistics_move():
     assert not torch.equal(norm.running_mean, before)
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_norm_statistics_can_be_frozen(told):
+    encoder = Backbone("resnet18.tv_in1k", weights="none", freeze_norm_statistics=True)
+    if told:  # Lightning tells no new module its mode
+        encoder.train()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    encoder(5 + torch.randn(2, 3, 64, 64))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+
+
 @torch.no_grad()
 def test_padding_reaches_only_encoders_that_ask_for_it():
     seen = []

@@ -1,5 +1,7 @@
 """Small layers against plain formulas and torch's own modules."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -70,7 +72,10 @@ def test_other_pooled_norms_train_with_one_image(kind):
 def test_frozen_statistics_never_move_and_share_the_names_of_batch_norm():
     norm = pooled_norm("frozen", 4)
     before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
-    norm.train()(5 + torch.randn(8, 4, 1, 1))
+    x = 5 + torch.randn(8, 4, 1, 1)
+    new, told = norm(x), norm.train()(x)  # Lightning tells no new module its mode
+    torch.testing.assert_close(new, x / math.sqrt(1 + norm.eps))
+    assert torch.equal(new, told)
     assert all(torch.equal(tensor, before[name]) for name, tensor in norm.state_dict().items())
     assert set(before) == set(pooled_norm("batch", 4).state_dict())
     moving = pooled_norm("batch", 4)
