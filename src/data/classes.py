@@ -113,6 +113,11 @@ class ClassMap:
             if not 0 <= int(raw) <= 255:
                 raise UserError(f"class_map: raw id {raw} is outside 0..255, the range of 8-bit label maps")
             self._table[int(raw)] = self._class_id(taxonomy, raw, target)
+        # Where the ids 0..n-1 and 255 stay what they are and no other is known, a look is quicker than a table.
+        known = np.flatnonzero(self._table != self._UNKNOWN)
+        stays = np.array_equal(self._table[known], known)
+        is_range = np.array_equal(known[:-1], np.arange(len(known) - 1))
+        self._unchanged = len(known) - 1 if stays and is_range and known[-1] == IGNORE else 0
 
     @staticmethod
     def _class_id(taxonomy: Taxonomy, raw: int, target: int | str) -> int:
@@ -135,12 +140,16 @@ class ClassMap:
             name: the file, for the error message.
 
         Returns:
-            (H, W) uint8 class ids and ``IGNORE``.
+            (H, W) uint8 class ids and ``IGNORE``; ``raw`` itself where no id changes.
 
         Raises:
             ValueError: the map holds raw ids that the mapping does not know; names the file, the ids and
                 counts.
         """
+        if self._unchanged:
+            others = raw >= self._unchanged
+            if not others.any() or (raw[others] == IGNORE).all():
+                return raw
         label = cv2.LUT(np.ascontiguousarray(raw), self._table).astype(np.uint8, copy=False)
         unknown = label == self._UNKNOWN
         if unknown.any():

@@ -155,9 +155,11 @@ def cut_label(photo: LabelledPhoto, size: tuple[int, int], window: Window) -> ND
     rows, columns = _label_grid(photo, size, window)
     top, left = int(rows[0]), int(columns[0])
     source = photo.label(Window(top, left, int(rows[-1]) - top + 1, int(columns[-1]) - left + 1))
-    # Taking rows copies whole lines, so columns are taken as rows of the transposed map: twice as fast.
-    taken = cv2.transpose(source.take(rows - top, axis=0)).take(columns - left, axis=0)
-    return cv2.transpose(taken).astype(np.uint8, copy=False)
+    # Taking rows copies whole lines, so columns are taken as rows of the transposed map: twice as fast. What makes
+    # the map smaller comes first.
+    if window.height < source.shape[0]:
+        return _transposed(_transposed(source.take(rows - top, axis=0)).take(columns - left, axis=0))
+    return _transposed(_transposed(source).take(columns - left, axis=0)).take(rows - top, axis=0)
 
 
 def cut_image(photo: LabelledPhoto, size: tuple[int, int], window: Window) -> NDArray[np.uint8]:
@@ -179,6 +181,11 @@ def cut_image(photo: LabelledPhoto, size: tuple[int, int], window: Window) -> ND
         borderMode=cv2.BORDER_REPLICATE,
     )
     return cv2.cvtColor(scaled, cv2.COLOR_RGBA2RGB).astype(np.uint8, copy=False)
+
+
+def _transposed(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W) or (H, W, C) to (W, H) or (W, H, C)."""
+    return cv2.transpose(label).astype(np.uint8, copy=False)
 
 
 def _label_grid(

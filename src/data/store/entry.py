@@ -32,7 +32,7 @@ from src.data.store.restart_jpeg import (
     check,
     index_segments,
     parse_frame,
-    segment_checks,
+    running_checks,
 )
 from src.errors import UserError
 from src.photos import upright
@@ -43,7 +43,7 @@ SUFFIX = ".jpg"
 _MAGIC = b"MaSSentr"
 _CURE = "Delete the file and run src.prepare again: it makes the missing entries."
 _FOOTER = struct.Struct("<8sHHI")  # magic, version, check of the directory, its length in bytes
-_TAIL = 1 << 16  # bytes read at once from the end; directory and tables nearly always fit
+_TAIL = 1 << 17  # bytes read at once from the end; directory and tables nearly always fit
 
 
 class StoreError(UserError):
@@ -88,7 +88,7 @@ def pack_entry(
     compress = zstandard.ZstdCompressor(level=9, write_checksum=True).compress
     tables = {
         "segments": compress(segments.astype("<u4").tobytes()),
-        "checks": compress(segment_checks(jpeg, frame, segments).astype("<u2").tobytes()),
+        "running": compress(running_checks(jpeg, frame, segments).astype("<u4").tobytes()),
         "blocks": compress(blocks.tobytes()),
         "mixed": compress(np.packbits(mixed).tobytes()),
     }
@@ -204,7 +204,7 @@ class Entry:
         if check(header) != expected:
             raise self._damaged("the checksum of the photo's header is wrong")
         segments = np.frombuffer(self._table("segments"), "<u4").astype(np.uint32)
-        checks = np.frombuffer(self._table("checks"), "<u2").astype(np.uint16)
+        checks = np.frombuffer(self._table("running"), "<u4").astype(np.uint32)
         return RestartJpeg(self._read, header, segments, checks)
 
     @cached_property

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from src.data.source import Window
 from src.data.store.restart_jpeg import Read
 
-TILE = 512
+TILE = 256
 _LEVEL = 9
 
 

@@ -208,11 +208,17 @@ def check(data: bytes | memoryview) -> int:
     return crc32(data) & 0xFFFF
 
 
-def segment_checks(jpeg: bytes, frame: Frame, segments: NDArray[np.uint32]) -> NDArray[np.uint16]:
-    """``check`` of every segment, marker included."""
+def running_checks(jpeg: bytes, frame: Frame, segments: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """The CRC-32 of the coded bytes from the first one to the end of each segment, marker included.
+
+    Continued from the value in front of it, the CRC-32 of any run of segments ends with the value behind it, so one
+    call checks a run.
+    """
     ends = np.concatenate([[0], np.cumsum(segments, dtype=np.int64)]) + frame.scan_offset
-    coded = memoryview(jpeg)
-    return np.array([check(coded[start:stop]) for start, stop in pairwise(ends.tolist())], np.uint16)
+    coded, value = memoryview(jpeg), 0
+    return np.array(
+        [value := crc32(coded[start:stop], value) for start, stop in pairwise(ends.tolist())], np.uint32
+    )
 
 
 class RestartJpeg:
@@ -222,19 +228,22 @@ class RestartJpeg:
         read: gives bytes of the file.
         header: the file's bytes up to the first coded one.
         segments: as ``index_segments`` gives them.
-        checks: as ``segment_checks`` gives them. A decoder would take most damaged bytes for other pixels.
+        checks: as ``running_checks`` gives them. A decoder would take most damaged bytes for other pixels.
     """
 
     def __init__(
-        self, read: Read, header: bytes, segments: NDArray[np.uint32], checks: NDArray[np.uint16]
+        self, read: Read, header: bytes, segments: NDArray[np.uint32], checks: NDArray[np.uint32]
     ) -> None:
         self._read = read
-        self._checks = checks
         self._header = header
         self._frame = frame = parse_frame(header)
         self._per_row = frame.mcu_columns // frame.restart_interval
         self._starts = np.zeros(len(segments) + 1, dtype=np.int64)  # relative to the first coded byte
         np.cumsum(segments, out=self._starts[1:])
+        self._checks = np.zeros(
+            len(checks) + 1, dtype=np.uint32
+        )  # in front of each segment, and behind the last
+        self._checks[1:] = checks
         if not len(segments) == len(checks) == frame.mcu_rows * self._per_row:
             raise JpegError(f"an index of {len(segments)} segments does not fit the header")
 
@@ -268,13 +277,17 @@ class RestartJpeg:
         starts = self._starts[firsts + np.arange(last - first + 1)] - begin  # (rows, segments + 1)
         jpeg = bytearray(self._header)
         struct.pack_into(">HH", jpeg, self._frame.size_offset, *size)
-        found = []
-        for row in starts.tolist():
-            found += [crc32(coded[start:stop]) for start, stop in pairwise(row)]
-            jpeg += coded[row[0] : row[-1]]
-        expected = self._checks[firsts + np.arange(last - first)].ravel()
-        if (np.array(found, np.uint32).astype(np.uint16) != expected).any():
-            raise JpegError("the checksum of a segment is wrong")
+        edges = [
+            starts[:, 0],
+            starts[:, -1],
+            self._checks[firsts[:, 0]],
+            self._checks[firsts[:, 0] + last - first],
+        ]
+        for start, stop, before, behind in zip(*(edge.tolist() for edge in edges), strict=True):
+            run = coded[start:stop]
+            if crc32(run, before) != behind:
+                raise JpegError("the checksum of a segment is wrong")
+            jpeg += run
         # Every segment ends with a marker: number them anew, and end the last with the end of the image.
         ends = len(self._header) + np.cumsum(np.diff(starts, axis=1).ravel())
         written = np.frombuffer(jpeg, np.uint8)

@@ -118,6 +118,5 @@ class StorePhoto:
     @cached_property
     def preview(self) -> LabelPreview:
         blocks, mixed = self._entry.preview()
-        mapped = self._class_map(blocks, self._place)
-        mapped[mixed] = MIXED
-        return LabelPreview(mapped)
+        mapped = np.where(mixed, np.uint8(MIXED), self._class_map(blocks, self._place))
+        return LabelPreview(mapped.astype(np.uint8, copy=False))
