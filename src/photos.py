@@ -29,7 +29,7 @@ LABEL_SUFFIXES = frozenset({".png"})
 
 _EXIF_ORIENTATION = 0x0112
 # What Pillow raises for damaged headers, chunks, EXIF blocks and pixel data.
-_DAMAGED = (OSError, SyntaxError, ValueError, struct.error)
+DAMAGED = (OSError, SyntaxError, ValueError, struct.error)
 # JPEGs with further pictures behind the first, as many phones write them, open as JPEGs too ("MPO").
 _FORMATS = ("JPEG", "PNG")
 # PNG header: bytes 24 and 25 of the file are bit depth and colour type.
@@ -57,7 +57,7 @@ def read_photo(path: Path | str) -> NDArray[np.uint8]:
     """
     path = Path(path)
     data = _read_bytes(path)
-    with _open(path, data) as photo:
+    with open_image(path, data) as photo:
         orientation = _orientation(path, photo)
         if photo.format == "PNG" or photo.mode == "CMYK":
             pixels = _decode_with_pillow(path, photo)
@@ -66,8 +66,10 @@ def read_photo(path: Path | str) -> NDArray[np.uint8]:
     return np.ascontiguousarray(upright(pixels, orientation))
 
 
-def photo_size(path: Path | str) -> tuple[int, int]:
-    """Height and width of a photo as ``read_photo`` returns it, from the header alone.
+def photo_header(path: Path | str) -> tuple[tuple[int, int], int]:
+    """Height and width of a photo as ``read_photo`` returns it, and its EXIF orientation, from the header alone.
+
+    The orientation is 1 to 8; 1 when absent or out of range.
 
     Raises:
         PhotoError: the file is empty or not a JPEG or PNG.
@@ -75,17 +77,19 @@ def photo_size(path: Path | str) -> tuple[int, int]:
     """
     path = Path(path)
     _refuse_empty(path)
-    with path.open("rb") as file, _open(path, file) as photo:
-        width, height = photo.size
-        return (width, height) if _orientation(path, photo) >= 5 else (height, width)
+    with path.open("rb") as file, open_image(path, file) as photo:
+        (width, height), orientation = photo.size, _orientation(path, photo)
+        return ((width, height) if orientation >= 5 else (height, width)), orientation
+
+
+def photo_size(path: Path | str) -> tuple[int, int]:
+    """Height and width of a photo as ``read_photo`` returns it; errors as ``photo_header``."""
+    return photo_header(path)[0]
 
 
 def photo_orientation(path: Path | str) -> int:
-    """EXIF orientation of a photo, 1 to 8; 1 when absent or out of range. Errors as ``photo_size``."""
-    path = Path(path)
-    _refuse_empty(path)
-    with path.open("rb") as file, _open(path, file) as photo:
-        return _orientation(path, photo)
+    """EXIF orientation of a photo; errors as ``photo_header``."""
+    return photo_header(path)[1]
 
 
 def read_label(path: Path | str) -> NDArray[np.uint8]:
@@ -102,6 +106,15 @@ def read_label(path: Path | str) -> NDArray[np.uint8]:
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
+    with open_image(path, label_bytes(path)) as label:
+        try:
+            return np.array(label, dtype=np.uint8)
+        except DAMAGED as error:
+            raise damaged(path, error) from error
+
+
+def label_bytes(path: Path) -> bytes:
+    """The content of a label map's file, whose header was looked at; errors as ``read_label``."""
     data = _read_bytes(path)
     if not data.startswith(_PNG_SIGNATURE) or len(data) < 26:
         raise PhotoError(
@@ -119,11 +132,7 @@ def read_label(path: Path | str) -> NDArray[np.uint8]:
             f"{path}: the label map has {depth} bits per pixel. It must hold 8-bit class ids (0 to 254, "
             "255 for ignore); save it as 8-bit grayscale, and map instance or 16-bit ids to class ids first."
         )
-    with _open(path, data) as label:
-        try:
-            return np.array(label, dtype=np.uint8)
-        except _DAMAGED as error:
-            raise _damaged(path, error) from error
+    return data
 
 
 def fit_within(
@@ -162,7 +171,7 @@ def _read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _open(path: Path, source: bytes | io.BufferedReader) -> Image.Image:
+def open_image(path: Path, source: bytes | io.BufferedReader) -> Image.Image:
     """Read the header only; pixels follow on access."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
@@ -175,7 +184,7 @@ def _open(path: Path, source: bytes | io.BufferedReader) -> Image.Image:
             f"{path}: {error} To read it all the same, raise PIL.Image.MAX_IMAGE_PIXELS; "
             "otherwise cut the photo into parts."
         ) from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         reason = "of another format" if isinstance(error, UnidentifiedImageError) else error
         raise PhotoError(
             f"{path}: not a readable JPEG or PNG ({reason}). Convert the photo to JPEG or PNG, or copy it "
@@ -184,7 +193,8 @@ def _open(path: Path, source: bytes | io.BufferedReader) -> Image.Image:
     return photo
 
 
-def _damaged(path: Path, error: Exception) -> PhotoError:
+def damaged(path: Path, error: Exception) -> PhotoError:
+    """The error about a file that does not decode completely."""
     return PhotoError(f"{path}: the file is truncated or damaged ({error}). Copy or download it again.")
 
 
@@ -192,7 +202,7 @@ def _decode_jpeg(path: Path, data: bytes) -> NDArray[np.uint8]:
     try:
         return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
     except ValueError as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def _decode_with_pillow(path: Path, photo: Image.Image) -> NDArray[np.uint8]:
@@ -201,8 +211,8 @@ def _decode_with_pillow(path: Path, photo: Image.Image) -> NDArray[np.uint8]:
             high_byte = (np.asarray(photo).astype(np.uint16) >> 8).astype(np.uint8)
             return np.repeat(high_byte[:, :, None], 3, axis=2)
         return np.array(photo.convert("RGB"), dtype=np.uint8)
-    except _DAMAGED as error:
-        raise _damaged(path, error) from error
+    except DAMAGED as error:
+        raise damaged(path, error) from error
 
 
 def _orientation(path: Path, photo: Image.Image) -> int:
@@ -212,12 +222,17 @@ def _orientation(path: Path, photo: Image.Image) -> int:
         return 1
     try:
         orientation = photo.getexif().get(_EXIF_ORIENTATION, 1)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise PhotoError(
             f"{path}: its EXIF block is damaged ({error}), so which side is up is unknown. Save the photo "
             "again or strip its metadata."
         ) from error
     return orientation if orientation in range(1, 9) else 1
+
+
+def with_spare_channel(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) to (H, W, 4)."""
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA).astype(np.uint8, copy=False)
 
 
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

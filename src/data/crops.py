@@ -168,13 +168,13 @@ def cut_image(photo: LabelledPhoto, size: tuple[int, int], window: Window) -> ND
         return photo.image(window)
     top, height, row_step, row_start = _bilinear(window.top, window.height, photo.size[0], size[0])
     left, width, column_step, column_start = _bilinear(window.left, window.width, photo.size[1], size[1])
-    source = photo.image(Window(top, left, height, width))
+    # A fourth channel makes it more than twice as fast and changes nothing.
+    source = photo.image(Window(top, left, height, width), channels=4)
     # Not cv2.resize: it knows no fractional offset, and the window starts anywhere between two source pixels.
     # OpenCV 5 samples at exact positions; before, they were rounded to 1/32 pixel.
     to_source = np.array([[column_step, 0, column_start], [0, row_step, row_start]])
-    # A fourth channel makes it more than twice as fast, copies included, and changes nothing.
     scaled = cv2.warpAffine(
-        cv2.cvtColor(source, cv2.COLOR_RGB2RGBA),
+        source,
         to_source,
         (window.width, window.height),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,

@@ -59,7 +59,7 @@ class RawCrop(NamedTuple):
     """A crop that the device will augment.
 
     Attributes:
-        image: (3, S, S) uint8 RGB.
+        image: (S, S, 3) uint8 RGB; the device puts the channels first, too.
         label: (S, S) uint8 class ids.
         code: (8,) float32, see ``encode_distortion``.
     """
@@ -70,7 +70,7 @@ class RawCrop(NamedTuple):
 
 
 class RawCropBatch(NamedTuple):
-    """B crops that the device will augment: (B, 3, S, S) images, (B, S, S) labels, (B, 8) codes."""
+    """B crops that the device will augment: (B, S, S, 3) images, (B, S, S) labels, (B, 8) codes."""
 
     images: Tensor
     labels: Tensor
@@ -95,7 +95,9 @@ class CropMaker:
         seed = int(rng.integers(2**32))
         if not self._augment_here:
             return RawCrop(
-                planes(image), torch.from_numpy(label), encode_distortion(*self._augment.draw(seed))
+                torch.from_numpy(np.ascontiguousarray(image)),
+                torch.from_numpy(label),
+                encode_distortion(*self._augment.draw(seed)),
             )
         image, label = self._augment(image, label, seed)
         return self._finished(planes(image), label)
@@ -177,7 +179,7 @@ def collate_crops(
 
 def augmented(batch: RawCropBatch) -> CropBatch:
     """Augment on the device where the batch lies; the same batch as from workers that augment."""
-    images = augment_images(batch.images, batch.codes)
+    images = augment_images(batch.images.permute(0, 3, 1, 2).contiguous(), batch.codes)
     labels = flip_chosen(batch.labels, batch.codes)
     return CropBatch(images, Targets(labels, boundary_maps(labels)))
 

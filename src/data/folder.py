@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from src.data.classes import ClassMap
 from src.data.partial_jpeg import read_window
+from src.data.partial_png import PartialLabel
 from src.data.preview import LabelPreview
 from src.data.source import Window
 from src.errors import UserError
-from src.photos import LABEL_SUFFIXES, PHOTO_SUFFIXES, PhotoError, photo_size, read_label
+from src.photos import LABEL_SUFFIXES, PHOTO_SUFFIXES, PhotoError, photo_header, with_spare_channel
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ class FolderSource:
 
 
 class FilePhoto:
-    """A ``LabelledPhoto`` of two files; the label map is decoded whole, once, when first asked for."""
+    """A ``LabelledPhoto`` of two files; both are decoded down to the rows that are asked for."""
 
     def __init__(self, pair: Pair, class_map: ClassMap) -> None:
         self._pair = pair
@@ -158,9 +159,9 @@ class FilePhoto:
     def name(self) -> str:
         return self._pair.name
 
-    @cached_property
+    @property
     def size(self) -> tuple[int, int]:
-        return photo_size(self._pair.image)
+        return self._header[0]
 
     def label(self, window: Window) -> NDArray[np.uint8]:
         """Class ids under the window.
@@ -169,21 +170,29 @@ class FilePhoto:
             PhotoError: the label map is damaged or its size is not the photo's.
             ValueError: ids outside the class map.
         """
-        return self._class_map(self.raw_label[window.slices], str(self._pair.label))
+        return self._class_map(self.raw_label(window), str(self._pair.label))
 
-    def image(self, window: Window) -> NDArray[np.uint8]:
+    def image(self, window: Window, channels: int = 3) -> NDArray[np.uint8]:
         """RGB under the window; raises ``PhotoError`` when the photo is damaged."""
-        return read_window(self._pair.image, window, self.size)
+        pixels = read_window(self._pair.image, window, *self._header)
+        return pixels if channels == 3 else with_spare_channel(pixels)
+
+    def raw_label(self, window: Window) -> NDArray[np.uint8]:
+        """(height, width) uint8 ids as the file holds them; raises ``PhotoError`` as ``label`` does."""
+        return self._label.read(window)
 
     @cached_property
-    def raw_label(self) -> NDArray[np.uint8]:
-        """(H, W) uint8 ids as the file holds them; raises ``PhotoError`` as ``label`` does."""
-        label = read_label(self._pair.label)
-        if label.shape != self.size:
+    def _header(self) -> tuple[tuple[int, int], int]:
+        return photo_header(self._pair.image)
+
+    @cached_property
+    def _label(self) -> PartialLabel:
+        label = PartialLabel(self._pair.label)
+        if label.size != self.size:
             height, width = self.size
-            turned = ", which is the photo lying on its side" if label.shape == (width, height) else ""
+            turned = ", which is the photo lying on its side" if label.size == (width, height) else ""
             raise PhotoError(
-                f"{self._pair.label}: the label map is {label.shape[1]}x{label.shape[0]} pixels{turned}, "
+                f"{self._pair.label}: the label map is {label.size[1]}x{label.size[0]} pixels{turned}, "
                 f"but its photo {self._pair.image} is {width}x{height} (upright, EXIF orientation "
                 "applied). Label the upright photo at full resolution, or remove the photo's wrong EXIF "
                 "orientation."

@@ -5,6 +5,7 @@ H, W  height and width of a crop
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -126,8 +127,9 @@ class CropAugmentation:
     def draw(self, seed: int) -> tuple[bool, Distortion]:
         """What calling with this seed does: whether it flips, and how it distorts."""
         # Asked one by one: composed, they would check and copy what is known to be right, at half a millisecond.
+        states = np.random.default_rng(seed), random.Random(seed)
         for transform in (self._flip, self._distort):
-            transform.set_random_seed(seed)
+            transform.set_random_state(*states)
         return self._flip.should_apply(), Distortion(**self._distort.get_params())
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from src.data.crops import PADDING_COLOUR, RandomCrop, cut_image, cut_label, is_varied, scaled_size
 from src.data.preview import LabelPreview
 from src.data.source import Window
+from src.photos import with_spare_channel
 from src.structures import IGNORE
 
 
@@ -37,9 +38,10 @@ class ArrayPhoto:
         self._remember(window)
         return self.ids[window.slices]
 
-    def image(self, window: Window) -> NDArray[np.uint8]:
+    def image(self, window: Window, channels: int = 3) -> NDArray[np.uint8]:
         self._remember(window)
-        return self.pixels[window.slices]
+        pixels = self.pixels[window.slices]
+        return pixels if channels == 3 else with_spare_channel(pixels)
 
     def _remember(self, window: Window) -> None:
         assert window.top >= 0

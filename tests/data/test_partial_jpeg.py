@@ -15,7 +15,7 @@ from PIL import Image
 from src.data import partial_jpeg
 from src.data.partial_jpeg import read_window
 from src.data.source import Window
-from src.photos import PhotoError, read_photo
+from src.photos import PhotoError, photo_header, read_photo
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -48,13 +48,13 @@ def test_windows_equal_those_of_whole_photos(tmp_path: Path, data: st.DataObject
         window = Window(
             top, left, data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left))
         )
-        np.testing.assert_array_equal(read_window(path, window, (height, width)), whole[window.slices])
+        np.testing.assert_array_equal(read_window(path, window, *photo_header(path)), whole[window.slices])
 
 
 def test_rows_below_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.jpg", picture(320, 100), "RGB", 2, 1)
     monkeypatch.setattr(partial_jpeg, "read_photo", lambda _: pytest.fail("decoded whole"))
-    assert read_window(tmp_path / "a.jpg", Window(20, 30, 40, 50), (320, 100)).shape == (40, 50, 3)
+    assert read_window(tmp_path / "a.jpg", Window(20, 30, 40, 50), (320, 100), 1).shape == (40, 50, 3)
 
 
 @pytest.mark.parametrize("kept", [0.2, 0.6, 0.95])
@@ -63,7 +63,7 @@ def test_truncated_photos_are_refused(tmp_path: Path, kept: float) -> None:
     write(path, picture(320, 100), "RGB", 2, 1)
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     with pytest.raises(PhotoError, match=r"a\.jpg: the file is truncated"):
-        read_window(path, Window(0, 0, 30, 100), (320, 100))
+        read_window(path, Window(0, 0, 30, 100), (320, 100), 1)
 
 
 def test_damage_above_the_lowest_row_is_heard(tmp_path: Path) -> None:
@@ -73,4 +73,4 @@ def test_damage_above_the_lowest_row_is_heard(tmp_path: Path) -> None:
     content[middle : middle + 2] = b"\xff\xd9"
     path.write_bytes(content)
     with pytest.raises(PhotoError, match=r"a\.jpg: the file is truncated or damaged"):
-        read_window(path, Window(0, 0, 200, 100), (320, 100))
+        read_window(path, Window(0, 0, 200, 100), (320, 100), 1)

@@ -177,7 +177,7 @@ def _convert(pair: Pair, class_map: ClassMap, jpegtran: str) -> tuple[bytes, Rec
     """Make one entry and compare it with its source; see ``convert_split`` for errors."""
     photo = FilePhoto(pair, class_map)
     whole = Window(0, 0, *photo.size)
-    pixels, label = photo.image(whole), photo.raw_label
+    pixels, label = photo.image(whole), photo.raw_label(whole)
     class_map(label, str(pair.label))  # refuses ids it does not know
     image_bytes, label_bytes = pair.image.read_bytes(), pair.label.read_bytes()
     image = Fingerprint.of(pair.image, image_bytes)
