@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from src.config import build, compose_config
 from src.data.targets import boundary_map
-from src.engine.memory import checkpoint_activations
+from src.engine.memory import checkpoint_network
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
 from src.errors import UserError
@@ -78,6 +78,24 @@ def run_module(
         timeout=500,
         check=False,
     )
+
+
+@pytest.mark.parametrize("averaged", ["recipe.ema_decay=null", "recipe.ema_decay=0.5"])
+def test_the_last_checkpoint_is_the_last_steps(
+    configure: Callable[..., DictConfig], tmp_path: Path, averaged: str
+) -> None:
+    quiet = ["callbacks.panels=null", "callbacks.early_look=null", "metrics.boundary_f1=false", averaged]
+    train(configure(*quiet, "recipe.save_every=2", run="uneven", steps=3))
+    train(configure(*quiet, run="even", steps=3))
+    uneven, even = (
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)
+        for run in ("uneven", "even")
+    )
+    assert uneven["global_step"] == even["global_step"] == 3
+    for part in ("state_dict", "current_model_state"):
+        assert (part in uneven) == (part in even)
+        for name, tensor in even.get(part, {}).items():
+            assert torch.equal(uneven[part][name], tensor), name
 
 
 def test_a_run_leaves_checkpoints_scores_curves_and_pictures(
@@ -269,8 +287,7 @@ def test_recomputed_activations_change_neither_gradients_nor_statistics(
         torch.manual_seed(0)
         network = build(config.model.network).train()
         if recompute:
-            checkpoint_activations(network.pixel_decoder.detail)
-            checkpoint_activations(network.pixel_decoder.fusion)
+            checkpoint_network(network)
         prediction = network(torch.randn(2, 3, 64, 64))
         (
             prediction.layers[-1].mask_logits.square().mean() + prediction.edge_logits.square().mean()

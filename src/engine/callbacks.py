@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import move_data_to_device
 from numpy.typing import NDArray
@@ -24,6 +24,18 @@ from src.structures import CropBatch, LabelledImage
 def weight_averaging(decay: float | None) -> Callback | None:
     """Moving average of weights and buffers for validation and checkpoints; None without a decay."""
     return None if decay is None else EMAWeightAveraging(decay=decay)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps one checkpoint to resume from, of every ``every_n_train_steps``-th step and of the last one."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: CropBatch, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        # Not when training has ended: averaged weights have then taken the place of the trained ones.
+        if trainer.global_step == trainer.max_steps and trainer.global_step % self._every_n_train_steps:
+            trainer.save_checkpoint(self.format_checkpoint_name({}))
 
 
 class Throughput(Callback):

@@ -16,13 +16,15 @@ log = logging.getLogger(__name__)
 
 
 def quiet_lightning() -> None:
-    """Drop Lightning's advertisements and two warnings that are not news here."""
+    """Drop Lightning's advertisements and warnings that are not news here."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: "Tip:" not in record.getMessage())
     # the folder holds config.yaml already, and evaluation has one photo per step by design
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    # norms with frozen statistics, by recipe
+    warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
 
 
 def wandb_mode(timeout: float = 3.0) -> str:
