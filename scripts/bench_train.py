@@ -4,8 +4,9 @@
 
 Full MaSSFormer with a ResNet-50, forward, loss, backward and the optimiser's step. The plain form has torchvision's
 deformable convolution and multiplies the mask logits of all seven predictions out before points are sampled; ours has
-the project's own, samples before it multiplies, recomputes the high-resolution maps in backward, and keeps channels
-last. Both take turns on the same crop; the losses of the first step, which start from equal weights, are printed.
+the project's own, samples before it multiplies, joins 1x1 convolutions with their norms, recomputes the encoder's
+stages and the high-resolution maps in backward, gives freed memory back, and keeps channels last. Both take turns on
+the same crop; the losses of the first step, which start from equal weights, are printed.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -25,10 +28,12 @@ from torch import Tensor
 from scripts.bench_network import Worker, answer, make_photo, peak_gib, table, training_config
 from src.checkpoints.store import build_network
 from src.data.targets import boundary_map
-from src.engine.memory import checkpoint_activations
+from src.engine.memory import checkpoint_network
+from src.inference.memory import return_freed_memory
 from src.losses.criterion import SetCriterion
 from src.losses.matcher import HungarianMatcher
 from src.losses.points import BoundaryPoints
+from src.models import pointwise
 from src.models.deformable import deformable_backend
 from src.structures import QueryPrediction, Targets, TrainingPrediction
 
@@ -42,8 +47,7 @@ def make_step(side: str, size: int) -> Callable[[], float]:
     torch.manual_seed(0)
     network: Any = build_network(training_config())
     if side == "ours":
-        for part in (network.pixel_decoder.detail, network.pixel_decoder.fusion):
-            checkpoint_activations(part)
+        checkpoint_network(network)
         network.to(memory_format=torch.channels_last)
     points = training_config()["recipe"]["num_points"]
     criterion = SetCriterion(CLASSES, HungarianMatcher(num_points=points), BoundaryPoints(points))
@@ -52,19 +56,36 @@ def make_step(side: str, size: int) -> Callable[[], float]:
     targets = make_targets(size)
     network.train()
 
+    def loss_of_step() -> Tensor:
+        prediction = network(network.normalise(image), targets)
+        if side == "plain":
+            prediction = multiplied_out(prediction)
+        return torch.stack(list(criterion(prediction, targets).values())).sum()
+
     def step() -> float:
         torch.manual_seed(0)
-        with deformable_backend("torchvision" if side == "plain" else "auto"):
-            prediction = network(network.normalise(image), targets)
-            if side == "plain":
-                prediction = multiplied_out(prediction)
-            loss = torch.stack(list(criterion(prediction, targets).values())).sum()
-            optimiser.zero_grad()
+        with plain_form() if side == "plain" else nullcontext():
+            loss = loss_of_step()
+            if side == "ours":
+                return_freed_memory()
             loss.backward()
         optimiser.step()
+        optimiser.zero_grad()
+        if side == "ours":
+            return_freed_memory()
         return float(loss.detach())
 
     return step
+
+
+@contextmanager
+def plain_form() -> Iterator[None]:
+    """Torchvision's deformable convolution; convolution, norm and ReLU one after the other."""
+    with (
+        deformable_backend("torchvision"),
+        mock.patch.object(pointwise, "applies", return_value=False),
+    ):
+        yield
 
 
 def multiplied_out(prediction: TrainingPrediction) -> TrainingPrediction:

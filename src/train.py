@@ -24,7 +24,7 @@ from src.checkpoints.store import load_weights, read
 from src.config import CONFIG_DIR, build, to_plain
 from src.data.datamodule import SegmentationDataModule
 from src.engine.logging import quiet_lightning
-from src.engine.memory import checkpoint_activations
+from src.engine.memory import LeanSteps, checkpoint_network
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
 from src.engine.report import print_results
@@ -108,9 +108,7 @@ def _network(config: DictConfig) -> nn.Module:
     if config.init_from:
         _start_from(network, config)
     if config.activation_checkpointing:
-        for part in ("detail", "fusion"):
-            if hasattr(network.pixel_decoder, part):
-                checkpoint_activations(getattr(network.pixel_decoder, part))
+        checkpoint_network(network)
     if config.channels_last:
         network.to(memory_format=torch.channels_last)
     if config.compile:
@@ -139,6 +137,8 @@ def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
             logger = build(node)
             loggers.append(logger(config=plain) if name == "wandb" else logger)
     callbacks: list[Callback] = [build(node) for node in config.callbacks.values() if node]
+    if config.activation_checkpointing:
+        callbacks.append(LeanSteps())
     return build(config.trainer, logger=loggers, callbacks=[c for c in callbacks if c is not None])
 
 

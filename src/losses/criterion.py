@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from src.losses.edge import edge_loss
 from src.losses.matcher import HungarianMatcher
@@ -208,16 +209,7 @@ class SetCriterion(nn.Module):
         assignment: Sequence[Assignment],
         num_masks: float,
     ) -> dict[str, Tensor]:
-        # Only the matched masks are multiplied out: T of them per image instead of Q.
-        logits = torch.cat(
-            [
-                torch.einsum("td,dhw->thw", embeddings[queries], features)
-                # unbind's gradient is a stack; indexing's would be one map of zeros per image
-                for embeddings, features, (queries, _) in zip(
-                    layer.mask_embeddings.unbind(), layer.mask_features.unbind(), assignment, strict=True
-                )
-            ]
-        )
+        logits = _matched_logits(layer, [queries for queries, _ in assignment])
         if len(logits) == 0:  # keeps every parameter in the graph, as distributed training needs
             zero = logits.sum() + layer.mask_embeddings.sum() * 0 + layer.mask_features.sum() * 0
             return {f"{name}loss_mask": zero, f"{name}loss_dice": zero}
@@ -246,6 +238,22 @@ class SetCriterion(nn.Module):
             terms[f"{name}loss_class"] = self.class_weight * total / max(count, 1)
             terms |= self._mask_terms(name, layer, images, assignment, num_masks)
         return terms
+
+
+def _matched_logits(layer: QueryPrediction, queries: Sequence[Tensor]) -> Tensor:
+    """(T, h, w) mask logits of the matched queries of all images: T of them are multiplied out, instead of B Q.
+
+    One product for the whole batch, in the features' own layout (pixels, channels): its gradient is one map, while
+    that of a product per image would be copied. It goes row by row, because libraries are slow at the gradient of
+    a few queries when that is one sum over all pixels.
+    """
+    chosen = pad_sequence(
+        [embeddings[picked] for embeddings, picked in zip(layer.mask_embeddings, queries, strict=True)],
+        batch_first=True,
+    )  # (B, most T, D), zeros where an image has fewer
+    pixels = layer.mask_features.permute(0, 2, 3, 1)  # (B, h, w, D)
+    logits = (pixels @ chosen.transpose(1, 2)[:, None]).permute(0, 3, 1, 2)
+    return torch.cat([found[: len(picked)] for found, picked in zip(logits, queries, strict=True)])
 
 
 @torch.no_grad()

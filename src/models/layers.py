@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError
+from src.models import pointwise
 
 PooledNorm = Literal["batch", "frozen", "group"]
 
@@ -23,6 +24,11 @@ class ConvNormAct(nn.Sequential):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if pointwise.applies(x, self.conv, self.norm):
+            return pointwise.pointwise_norm(x, self.conv, self.norm, relu=True)
+        return super().forward(x)
 
 
 class PooledBatchNorm(nn.BatchNorm2d):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from src.models import pointwise
 from src.models.deformable import DeformableConv
 from src.models.layers import ConvNormAct, resize
 
@@ -31,4 +32,9 @@ class EdgeGuidedFusion(nn.Module):
         context = resize(d2_up, (detail.shape[-2], detail.shape[-1]))
         edge_logits = self.edge_head(self.edge_reduce(context + detail))
         gated = self.deformable(self.reduce(detail.sigmoid() * context))
-        return self.norm(self.expand(gated)) + context, edge_logits
+        return self._expanded(gated) + context, edge_logits
+
+    def _expanded(self, gated: Tensor) -> Tensor:
+        if pointwise.applies(gated, self.expand, self.norm):
+            return pointwise.pointwise_norm(gated, self.expand, self.norm, relu=False)
+        return self.norm(self.expand(gated))
