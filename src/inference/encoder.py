@@ -15,11 +15,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from src.inference.memory import bytes_per_pixel
+from src.inference.memory import ENCODER_BAND_BYTES, bytes_per_pixel
 from src.models.backbone import STRIDES, Backbone
 
 _STRIDE = STRIDES[1]  # of the coarsest map made in bands
-_BAND_BYTES = 768 * 2**20  # of all maps of a band; smaller bands would compute more rows twice
+_BAND_BYTES = ENCODER_BAND_BYTES
 _DEVICE_BAND_BYTES = 8 * 2**30
 _PROBE_ROWS = 768
 _PROBE_COLUMNS = 64

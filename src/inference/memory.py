@@ -17,8 +17,12 @@ from torch.utils._pytree import tree_leaves
 _GIB = 2**30
 _LEAST = 2 * _GIB  # enough for windows; a machine that is short of memory may still manage
 _SHARE = 0.75  # of the free memory, left to inference by default
-_CONSTANT = 1.0 * _GIB  # libraries, weights and bands
+_LIBRARIES = 0.91 * _GIB  # the process before it has a network, and small bands
+_IMAGE = 3 + 12  # bytes of a pixel: 8-bit, and normalised
+ENCODER_BAND_BYTES = 768 * 2**20  # of all maps of a band of the encoder; smaller ones compute more rows twice
+_BAND_EXCESS = 1.5  # bands are of equal height, so one may be larger than that
 _FEWEST = 512 * 512
+_SUFFICIENT = 1024 * 1024
 _PROBE_SIDE = 256
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -55,30 +59,66 @@ def _meminfo(key: str) -> int:
     return 0
 
 
-def whole_image_pixels(network: Any, memory: int, banded: bool = False) -> int:
-    """How many pixels of an image fit into ``memory`` bytes when it is treated whole; an estimate on the safe side.
+class WholeImageCost:
+    """The memory of a process that treats an image whole; an estimate on the safe side.
 
     The largest moments are the transformer decoder's attention to the memory at stride 8 beside the maps that the
-    high-resolution branch keeps and, where the encoder does not run in bands, the largest maps of the encoder.
+    high-resolution branch keeps, and the encoder: a band of it, or its largest maps where it does not run in bands.
+    Of networks whose high-resolution maps stay whole everything is counted on the ``meta`` device.
 
     Args:
-        network: the segmenter. memory: bytes of the whole process. banded: whether the encoder runs in bands.
-
-    Raises:
-        ValueError: not even a small image fits.
+        network: the segmenter. banded: whether the encoder runs in bands. streamed: whether the high-resolution
+            branch does.
     """
-    width = _query_width(network)
-    encoder = 0 if banded else bytes_per_pixel(network.backbone)
-    decoder = 4 * (width / 4 / 4 + width / 2 / 16 + 8 * width / 64)
-    image = 3 + 12
-    pixels = int((memory - _CONSTANT) / (image + max(encoder, decoder)))
-    if pixels < _FEWEST:
-        raise ValueError(f"{memory / _GIB:.1f} GiB of memory are too little for inference; 2 are enough")
-    return pixels
+
+    def __init__(self, network: Any, banded: bool = False, streamed: bool = True) -> None:
+        weights = sum(p.numel() * p.element_size() for p in network.parameters())
+        self._fixed = _LIBRARIES + 2 * weights  # the network and its copy for inference
+        self._banded = banded
+        width = network.transformer_decoder.query_features.embedding_dim
+        if streamed:
+            self._encoder = bytes_per_pixel(network.backbone)
+            self._maps = 4 * (width / 4 / 4 + width / 2 / 16 + 8 * width / 64)
+        else:
+            self._encoder = 0.0
+            self._maps = bytes_per_pixel(_Queries(network))
+
+    def bytes(self, pixels: int) -> float:
+        """Of an image of so many pixels."""
+        encoder = self._encoder * pixels
+        if self._banded:
+            encoder = min(encoder, _BAND_EXCESS * ENCODER_BAND_BYTES)
+        return self._fixed + _IMAGE * pixels + max(encoder, self._maps * pixels)
+
+    def pixels(self, memory: int) -> int:
+        """The most that fit into ``memory`` bytes.
+
+        Raises:
+            ValueError: not even a small image fits.
+        """
+        if self.bytes(_FEWEST) > memory:
+            raise ValueError(
+                f"{memory / _GIB:.1f} GiB of memory are too little for inference with this network; "
+                f"{self.bytes(_SUFFICIENT) / _GIB:.1f} are enough"
+            )
+        fit, too_many = _FEWEST, 2 * _FEWEST
+        while self.bytes(too_many) <= memory:
+            fit, too_many = too_many, 2 * too_many
+        while too_many - fit > 1:
+            middle = (fit + too_many) // 2
+            fit, too_many = (middle, too_many) if self.bytes(middle) <= memory else (fit, middle)
+        return fit
 
 
-def _query_width(network: Any) -> int:
-    return network.transformer_decoder.query_features.embedding_dim
+class _Queries(nn.Module):
+    """A segmenter up to its queries' predictions."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> object:
+        return self.network.transformer_decoder(self.network.pixel_features(images))
 
 
 class LiveBytes(TorchDispatchMode):

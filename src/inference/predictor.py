@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from src.inference.encoder import BandedEncoder
 from src.inference.folding import inference_copy
+from src.inference.high_resolution import HighResolutionBranch
 from src.inference.large_photos import PhotoInMemory, PhotoRows, open_photo
-from src.inference.memory import available_bytes, return_freed_memory, whole_image_pixels
+from src.inference.memory import WholeImageCost, available_bytes, return_freed_memory
 from src.inference.rows import ResizedStream
 from src.inference.semantic import best_class
 from src.inference.tiled import TiledPredictor, Tiling, is_divisible
@@ -89,7 +90,9 @@ class Predictor:
         self._limit, self._mode, self._autocast, self._epsilon = limit, mode, autocast, epsilon
         self._memory = available_bytes(self._device) if memory_gb is None else int(memory_gb * 2**30)
         self._encoder = BandedEncoder.of(self._network) if is_divisible(self._network) else None
-        self._whole_pixels = whole_image_pixels(self._network, self._memory, self._encoder is not None)
+        streamed = HighResolutionBranch.of(self._network.pixel_decoder) is not None
+        cost = WholeImageCost(self._network, self._encoder is not None and streamed, streamed)
+        self._whole_pixels = cost.pixels(self._memory)
         self._tiled = None
         if mode == "tiled" or (mode == "auto" and is_divisible(self._network)):
             self._tiled = TiledPredictor(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from src.inference.memory import LiveBytes, bytes_per_pixel
+from src.inference.memory import LiveBytes, WholeImageCost, bytes_per_pixel
 from src.models.backbone import Backbone
 
 KIB = 1024
@@ -39,3 +43,75 @@ def test_the_widest_map_counts_wherever_it_is(name: str, widest: float) -> None:
     """EfficientNet widens at stride 2, before the maps that it gives out."""
     found = bytes_per_pixel(Backbone(name, weights="none").eval())
     assert 2 * 4 * widest <= found <= 6 * 4 * widest
+
+
+PREDICT = """
+import resource, sys
+import numpy as np
+import torch
+from src.checkpoints.store import build_network
+from src.config import compose_config, to_plain
+from src.inference import Predictor
+
+torch.set_num_threads(1)
+overrides = [*sys.argv[2:], "model.backbone.weights=none", "data=mass13k", "run_dir=."]
+network = build_network(to_plain(compose_config("train", overrides))).eval()
+side = int(sys.argv[1])
+photo = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
+costs = []
+import src.inference.predictor as predictor
+class Cost(predictor.WholeImageCost):
+    def __init__(self, *args):
+        super().__init__(*args)
+        costs.append(self)
+predictor.WholeImageCost = Cost
+Predictor(network, limit=None, mode="whole", memory_gb=64)(photo, scores=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / costs[0].bytes(side**2))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model/size=nano"],
+        ["experiment=massformer_lite"],
+        ["experiment=massformer"],
+        ["experiment=mask2former"],
+        ["experiment=ablation_baseline"],
+    ],
+)
+def test_the_estimate_bounds_the_peak_of_a_process(options: list[str]) -> None:
+    """Up to the gaps that the C library leaves between blocks."""
+    done = subprocess.run(
+        [sys.executable, "-c", PREDICT, "1280", *options],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 0.5 < float(done.stdout.split()[-1]) <= 1.03
+
+
+class Decoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query_features = nn.Embedding(1, 128)
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.transformer_decoder = Widening(), Decoder()
+
+
+def test_pixels_are_the_most_that_fit() -> None:
+    for banded in (False, True):
+        cost = WholeImageCost(Network(), banded)
+        for gib in (1, 2, 4, 16):
+            pixels = cost.pixels(gib * 2**30)
+            assert cost.bytes(pixels) <= gib * 2**30 < cost.bytes(pixels + 1)
+    with pytest.raises(ValueError, match="too little"):
+        cost.pixels(2**29)
