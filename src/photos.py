@@ -32,6 +32,8 @@ _EXIF_ORIENTATION = 0x0112
 DAMAGED = (OSError, SyntaxError, ValueError, struct.error)
 # JPEGs with further pictures behind the first, as many phones write them, open as JPEGs too ("MPO").
 _FORMATS = ("JPEG", "PNG")
+# What simplejpeg says about chroma samplings that TurboJPEG has no name for, such as 3x1; Pillow reads them.
+_RARE_SAMPLING = "Could not determine subsampling"
 # PNG header: bytes 24 and 25 of the file are bit depth and colour type.
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_GRAY, _PNG_PALETTE = 0, 3
@@ -44,9 +46,9 @@ class PhotoError(UserError):
 def read_photo(path: Path | str) -> NDArray[np.uint8]:
     """Decode a photo to 8-bit RGB, upright.
 
-    JPEGs go through libjpeg-turbo directly; CMYK JPEGs and PNGs through Pillow. Grayscale is repeated on
-    three channels, palettes are looked up, 16-bit samples keep their high byte and an alpha channel is
-    dropped (the colours underneath are kept; nothing is composited).
+    JPEGs go through libjpeg-turbo directly; CMYK JPEGs, those of rare chroma samplings and PNGs through Pillow.
+    Grayscale is repeated on three channels, palettes are looked up, 16-bit samples keep their high byte and an
+    alpha channel is dropped (the colours underneath are kept; nothing is composited).
 
     Returns:
         (H, W, 3) uint8 RGB, C-contiguous, EXIF orientation applied.
@@ -62,7 +64,7 @@ def read_photo(path: Path | str) -> NDArray[np.uint8]:
         if photo.format == "PNG" or photo.mode == "CMYK":
             pixels = _decode_with_pillow(path, photo)
         else:
-            pixels = _decode_jpeg(path, data)
+            pixels = _decode_jpeg(path, data, photo)
     return np.ascontiguousarray(upright(pixels, orientation))
 
 
@@ -198,10 +200,12 @@ def damaged(path: Path, error: Exception) -> PhotoError:
     return PhotoError(f"{path}: the file is truncated or damaged ({error}). Copy or download it again.")
 
 
-def _decode_jpeg(path: Path, data: bytes) -> NDArray[np.uint8]:
+def _decode_jpeg(path: Path, data: bytes, photo: Image.Image) -> NDArray[np.uint8]:
     try:
         return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
     except ValueError as error:
+        if _RARE_SAMPLING in str(error):
+            return _decode_with_pillow(path, photo)
         raise damaged(path, error) from error
 
 

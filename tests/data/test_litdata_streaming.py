@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import socket
@@ -31,7 +32,6 @@ from src.structures import CropBatch
 
 pytest.importorskip("litdata")
 boto3 = pytest.importorskip("boto3")
-pytest.importorskip("moto.server")
 
 CLASSES = {"background": [0, 0, 0], "person": [255, 0, 0], "sky": [0, 0, 255]}
 PHOTOS = 24
@@ -103,6 +103,7 @@ def server(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         ("AWS_DEFAULT_REGION", "us-east-1"),
     ):
         monkeypatch.setenv(name, value)
+    pytest.importorskip("moto.server")
     server = Server(shards)
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     yield server
@@ -258,7 +259,11 @@ def shares(rank: int, address: str, place: str, cache: str, folder: str) -> None
 @pytest.mark.slow
 def test_ranks_share_the_shards(shards: Path, tmp_path: Path) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
-    torch.multiprocessing.spawn(shares, (address, str(shards), str(tmp_path), str(tmp_path)), nprocs=2)
+    # Both ranks are forks of one process that has done the imports, which take longer than the rest.
+    multiprocessing.set_forkserver_preload(["src.data.datamodule", "src.data.streaming"])
+    torch.multiprocessing.start_processes(
+        shares, (address, str(shards), str(tmp_path), str(tmp_path)), nprocs=2, start_method="forkserver"
+    )
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     for epoch in range(2):
         assert len(first[epoch]) == len(second[epoch]) == PHOTOS // 2

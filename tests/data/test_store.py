@@ -23,7 +23,7 @@ from src.data.classes import ClassMap, Taxonomy
 from src.data.crops import RandomCrop, cut_label, is_varied, scaled_size
 from src.data.datamodule import SegmentationDataModule
 from src.data.device_transforms import boundary_maps, hsv_to_rgb, rgb_to_hsv
-from src.data.folder import FolderSource, Pair, SplitFolders, find_pairs
+from src.data.folder import FilePhoto, FolderSource, Pair, SplitFolders, find_pairs
 from src.data.source import Window
 from src.data.store import convert
 from src.data.store.convert import convert_split, verify_split
@@ -32,7 +32,7 @@ from src.data.store.restart_jpeg import add_restart_markers, find_jpegtran, with
 from src.data.store.source import StoreSource
 from src.data.targets import boundary_map
 from src.errors import UserError, message_of
-from src.photos import read_photo, upright
+from src.photos import PhotoError, read_photo, upright
 
 CLASSES = {"background": [0, 0, 0], "person": [255, 0, 0], "sky": [0, 0, 255]}
 CLASS_MAP = ClassMap(Taxonomy.from_mapping(CLASSES))
@@ -160,6 +160,27 @@ def test_jpegs_of_unusual_coding(options: str) -> None:
         Window(0, 300, 97, 1),
     ):
         np.testing.assert_array_equal(entry.image(window), whole[window.slices])
+
+
+@pytest.mark.parametrize("sampling", ["3x1", "2x1,2x1,1x1"])
+def test_rare_chroma_samplings_are_encoded_once(tmp_path: Path, sampling: str) -> None:
+    if shutil.which("cjpeg") is None:
+        pytest.skip("cjpeg is not installed")
+    pixels, ppm = smooth(97, 301), io.BytesIO()
+    Image.fromarray(pixels).save(ppm, "PPM")
+    command = ["cjpeg", "-quality", "95", "-sample", sampling]
+    jpeg = subprocess.run(command, input=ppm.getvalue(), capture_output=True, check=True).stdout
+    pair = write_pair(tmp_path, "a", jpeg, regions(97, 301))
+    whole, window = read_photo(pair.image), Window(11, 23, 60, 41)
+    assert np.abs(whole.astype(int) - pixels).mean() < 4
+    np.testing.assert_array_equal(FilePhoto(pair, CLASS_MAP).image(window), whole[window.slices])
+    result = make([pair], tmp_path / "store")
+    assert result.manifest.entries["a"].encoding == "jpeg 95 4:4:4"
+    photo = StoreSource(tmp_path / "store", CLASS_MAP).open(0)
+    assert np.abs(photo.image(window).astype(int) - whole[window.slices]).mean() < 2
+    pair.image.write_bytes(jpeg[: len(jpeg) // 2])
+    with pytest.raises(PhotoError, match=r"a\.jpg: the file is truncated or damaged"):
+        read_photo(pair.image)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -16,6 +16,7 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -152,7 +153,8 @@ def add_restart_markers(jpeg: bytes, jpegtran: str) -> bytes:
         jpegtran: see ``find_jpegtran``.
 
     Raises:
-        UnsuitableJpeg: it has other than one or three components, or codes them in a way jpegtran cannot rewrite.
+        UnsuitableJpeg: it has other than one or three components, or codes or samples them in a way that jpegtran
+            cannot rewrite or TurboJPEG cannot decode.
     """
 
     def run(data: bytes, interval: int) -> bytes:
@@ -168,7 +170,13 @@ def add_restart_markers(jpeg: bytes, jpegtran: str) -> bytes:
     except UnsuitableJpeg:
         jpeg = run(jpeg, 0)  # one baseline scan, which tells the size of an MCU
         frame = parse_frame(jpeg)
-    return run(jpeg, segment_mcus(frame))
+    rewritten = run(jpeg, segment_mcus(frame))
+    try:
+        with suppress(KeyError):  # simplejpeg decodes chroma sampled 1x4, but has no name for it
+            simplejpeg.decode_jpeg_header(rewritten)
+    except ValueError as error:  # TurboJPEG has no name for its chroma sampling, such as 3x1
+        raise UnsuitableJpeg(f"it cannot be decoded in windows: {error}") from error
+    return rewritten
 
 
 def with_orientation(jpeg: bytes, orientation: int) -> bytes:
