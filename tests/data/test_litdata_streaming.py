@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from src.config import compose_config
 from src.data.classes import ClassMap, Taxonomy
 from src.data.datamodule import SegmentationDataModule
 from src.data.folder import SplitFolders, find_pairs
@@ -29,6 +30,7 @@ from src.data.store.convert import convert_split
 from src.data.store.entry import StoreError
 from src.data.store.shards import write_shards
 from src.structures import CropBatch
+from src.train import train
 
 pytest.importorskip("litdata")
 boto3 = pytest.importorskip("boto3")
@@ -270,6 +272,34 @@ def test_ranks_share_the_shards(shards: Path, tmp_path: Path) -> None:
         assert len({*first[epoch], *second[epoch]}) == PHOTOS
     assert not {*first[0], *second[0]} & {*first[1], *second[1]}
     assert sorted(first[2] + second[2]) == ["p00", "p01", "p02"]
+
+
+@pytest.mark.slow
+def test_a_run_trains_and_validates_from_s3(server: Server, tmp_path: Path) -> None:
+    overrides = [
+        "model/size=nano",
+        "model.backbone.weights=none",
+        "data=mass13k",
+        f"data.root={tmp_path / 'absent'}",
+        "data.store=s3://photos/set",
+        f"data.cache_folder={tmp_path / 'cache'}",
+        "data.max_long_edge=null",
+        "recipe.crop_size=64",
+        "recipe.num_points=128",
+        "recipe.steps=2",
+        "recipe.val_every=2",
+        "num_workers=1",
+        "trainer.accelerator=cpu",
+        "trainer.devices=1",
+        "callbacks.progress=null",
+        "+trainer.enable_progress_bar=false",
+        "logger.wandb=null",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    train(compose_config("train", overrides))
+    assert (tmp_path / "run/checkpoints/last.ckpt").is_file()
+    scores = json.loads((tmp_path / "run/scores.json").read_text())
+    assert scores["images"] == 3
 
 
 @pytest.mark.slow
