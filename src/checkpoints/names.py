@@ -58,7 +58,7 @@ def translate(state: Mapping[str, Tensor], table: NameTable, *, reverse: bool = 
 
 
 def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
-    """Raise unless ``state`` has exactly the names and shapes of ``expected``.
+    """Raise unless ``state`` has exactly the names and shapes of ``expected``, and the same kinds of numbers.
 
     Raises:
         NameTableError: names ``source`` and the first differences.
@@ -71,12 +71,19 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], sour
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
+    kinds = [
+        f"{name} holds {state[name].dtype}, the network {tensor.dtype}"
+        for name, tensor in expected.items()
+        if name in state and state[name].is_floating_point() != tensor.is_floating_point()
+    ]
     if missing:
         problems.append(f"{len(missing)} tensors are missing: {_listing(missing)}")
     if unused:
         problems.append(f"{len(unused)} tensors have no place in the network: {_listing(unused)}")
     if shapes:
         problems.append(f"{len(shapes)} shapes differ: {_listing(shapes)}")
+    if kinds:
+        problems.append(f"{len(kinds)} tensors hold other numbers: {_listing(kinds)}")
     if problems:
         raise NameTableError(f"{source} does not fit this network. " + ". ".join(problems))
 

@@ -14,9 +14,10 @@ import functools
 import importlib
 import io
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +30,10 @@ from src.files import write_atomically
 
 PREFIX = "network."
 _BUILDABLE = "src.models."
+_BACKBONE = "src.models.backbone.Backbone"
+
+
+_UNSAFE_OBJECT = re.compile(r"GLOBAL ([\w.]+)")
 
 
 class CheckpointError(UserError):
@@ -50,8 +55,16 @@ class Checkpoint(NamedTuple):
 
     @property
     def classes(self) -> dict[str, list[int]]:
-        """Class name -> RGB colour, in the order of the ids."""
-        return self.config["data"]["classes"]
+        """Class name -> RGB colour, in the order of the ids.
+
+        Raises:
+            CheckpointError: the configuration does not name them.
+        """
+        data = self.config.get("data")
+        classes = data.get("classes") if isinstance(data, dict) else None
+        if not isinstance(classes, dict) or not classes:
+            raise CheckpointError(f"{self.path}: its configuration does not name the classes (data.classes)")
+        return classes
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -66,14 +79,18 @@ def read_file(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        named = _UNSAFE_OBJECT.search(str(error))
+        found = f", {named[1]} for one" if named else ""
         raise CheckpointError(
-            f"{path} cannot be read safely: it holds Python objects besides tensors and plain values, or it is "
-            f"damaged ({reason}). If you trust its source, open it once with torch.load(..., weights_only=False) "
-            "and save {'state_dict': checkpoint['state_dict']} as a new file."
+            f"{path} cannot be read safely: it holds Python objects besides tensors and plain values{found}, or it "
+            "is damaged. Reading such objects runs code that the file brings. If you trust its source, open it once "
+            "with torch.load(..., weights_only=False) and save {'state_dict': checkpoint['state_dict']} as a new "
+            "file."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint, or it is incomplete: {error}") from error
+    except Exception as error:  # bytes that are no checkpoint make the reader fail in any way
+        raise CheckpointError(
+            f"{path} is not a checkpoint, or it is incomplete ({type(error).__name__}: {error})"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     return content
@@ -83,16 +100,25 @@ def read(path: str | Path) -> Checkpoint:
     """Read a checkpoint that training or the converter wrote.
 
     Raises:
-        CheckpointError: the file is unreadable, or it does not come from this project.
+        CheckpointError: the file is unreadable, it does not come from this project, or its weights are not finite.
     """
     content = read_file(path)
     config, state = content.get("config"), content.get("state_dict")
-    if not isinstance(config, dict) or not isinstance(state, dict) or "model" not in config:
+    if not isinstance(config, dict) or "model" not in config:
         raise CheckpointError(
             f"{path} was not written by this project: it has the entries {sorted(map(str, content))[:8]} but no "
             "'config'. Checkpoints of other programs go through scripts/convert_checkpoint.py first."
         )
+    if not _is_state_dict(state):
+        raise CheckpointError(f"{path}: its 'state_dict' does not hold names with tensors")
     tensors = {name.removeprefix(PREFIX): t for name, t in state.items() if name.startswith(PREFIX)}
+    # such a network would answer every pixel with the first class, and nobody would know why
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{path}: {len(broken)} of {len(tensors)} tensors hold NaN or infinity, {broken[0]} for one. The "
+            "training that wrote it has diverged; take an earlier checkpoint."
+        )
     return Checkpoint(config, tensors, Path(path))
 
 
@@ -116,7 +142,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     else:
         content = read_file(path)
         state = content.get("state_dict", content)
-    if not isinstance(state, dict) or not state or not all(isinstance(t, Tensor) for t in state.values()):
+    if not state or not _is_state_dict(state):
         raise CheckpointError(
             f"{path} holds no state dict: expected names with tensors, directly or under 'state_dict'"
         )
@@ -137,19 +163,32 @@ def write_file(path: str | Path, content: Mapping[str, Any]) -> None:
     write_atomically(Path(path), buffer.getvalue())
 
 
-def build_network(config: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
-    """Build the network that ``config["model"]["network"]`` describes.
+def _is_state_dict(state: Any) -> TypeGuard[dict[str, Tensor]]:
+    """Whether this is a dictionary from names to tensors that hold numbers, as opposed to sparse and meta ones."""
+    return isinstance(state, dict) and all(
+        isinstance(name, str)
+        and isinstance(tensor, Tensor)
+        and tensor.layout is torch.strided
+        and not tensor.is_meta
+        for name, tensor in state.items()
+    )
+
+
+def build_network(config: Mapping[str, Any]) -> nn.Module:
+    """Build the network that ``config["model"]["network"]`` describes, with random weights.
 
     Args:
-        config: resolved configuration. pretrained: whether the backbone fetches its own weights first.
+        config: resolved configuration, maybe a stranger's.
 
     Raises:
-        CheckpointError: the configuration names something other than a part of the network.
+        CheckpointError: the configuration names something other than a part of the network, or does not fit it.
     """
-    network = dict(config["model"]["network"])
-    if not pretrained:
-        network["backbone"] = {**network["backbone"], "weights": "none"}
-    return _build(network)
+    model = config.get("model")
+    node = model.get("network") if isinstance(model, dict) else None
+    network = _build(node)
+    if not isinstance(network, nn.Module):
+        raise CheckpointError("the checkpoint's configuration does not describe a network (model.network)")
+    return network
 
 
 def _build(node: Any) -> Any:
@@ -162,7 +201,24 @@ def _build(node: Any) -> Any:
     target = node.get("_target_")
     if target is None:
         return arguments
-    if not target.startswith(_BUILDABLE):
+    factory = _network_module(target)
+    if f"{factory.__module__}.{factory.__qualname__}" == _BACKBONE:
+        arguments["weights"] = "none"  # they are in the checkpoint; nothing is fetched on its behalf
+    if node.get("_partial_"):
+        return functools.partial(factory, **arguments)
+    try:
+        return factory(**arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{target} cannot be built as the checkpoint's configuration says: {error}"
+        ) from error
+
+
+def _network_module(target: Any) -> type[nn.Module]:
+    """The class of a ``_target_``; CheckpointError unless it is a network module of this project."""
+    if not isinstance(target, str) or not target.startswith(_BUILDABLE):
         raise CheckpointError(
             f"the checkpoint's configuration names {target}, which is not part of a network"
         )
@@ -173,7 +229,7 @@ def _build(node: Any) -> Any:
         raise CheckpointError(f"the checkpoint names {target}, which this version does not have") from error
     if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
         raise CheckpointError(f"the checkpoint's configuration names {target}, which is not a network module")
-    return functools.partial(factory, **arguments) if node.get("_partial_") else factory(**arguments)
+    return factory
 
 
 def load(path: str | Path) -> nn.Module:

@@ -14,6 +14,14 @@ from src.errors import UserError
 from src.models.pretrained import load_packaged_weights
 
 STRIDES = (4, 8, 16, 32)
+# arguments of timm.create_model that read files: a configuration may come with a stranger's checkpoint
+_WEIGHT_OPTIONS = (
+    "checkpoint_path",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_strict",
+    "cache_dir",
+)
 
 
 class Backbone(nn.Module):
@@ -30,7 +38,7 @@ class Backbone(nn.Module):
             data, as in the released training configuration.
         pad_to: zero-pad the input at the bottom and right to a multiple of this and crop the feature maps to
             ceil(size / stride). For patch-embedding encoders, which would drop the last pixels; 1 for none.
-        options: further arguments of ``timm.create_model``.
+        options: further arguments of ``timm.create_model``, none that say where weights come from.
 
     Attributes:
         channels: channels of the four maps.
@@ -53,6 +61,10 @@ class Backbone(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        if chosen := [option for option in _WEIGHT_OPTIONS if option in options]:
+            raise UserError(
+                f"model.backbone.{chosen[0]} is no option here: weights come by model.backbone.weights or init_from"
+            )
         if weights not in ("timm", "package", "none"):
             raise UserError(f"model.backbone.weights is {weights!r}; choose timm, package or none")
         self.mean, self.std, self.pad_to = tuple(mean), tuple(std), pad_to

@@ -61,8 +61,13 @@ class Segmenter(nn.Module):
         """Normalised (B, 3, H, W) -> mask features, memories and edge logits.
 
         Raises:
-            ValueError: not a (B, 3, H, W) batch, or a side below 64 pixels.
+            ValueError: not a (B, 3, H, W) batch of normalised values, or a side below 64 pixels.
         """
+        if not images.is_floating_point():
+            raise ValueError(
+                f"images must be normalised floating point values, not {images.dtype}; "
+                "network.normalise(images) makes them from uint8 RGB"
+            )
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images must have shape (B, 3, H, W), not {tuple(images.shape)}")
         if min(images.shape[-2:]) < 64:

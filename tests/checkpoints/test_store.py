@@ -12,6 +12,7 @@ from src.checkpoints import CheckpointError, load
 from src.checkpoints.names import NameTableError
 from src.checkpoints.store import build_network, load_weights, read, read_file, read_tensors, write
 from src.config import compose_config, to_plain
+from src.errors import UserError
 from src.structures import MaskPrediction
 
 
@@ -85,7 +86,7 @@ def test_a_missing_file_is_named(tmp_path):
         load(tmp_path / "none.ckpt")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"hello world", b"PK\x03\x04 cut off"])
 def test_files_that_are_no_checkpoints_are_named(tmp_path, content):
     path = tmp_path / "broken.ckpt"
     path.write_bytes(content)
@@ -105,7 +106,9 @@ def test_half_a_checkpoint_is_an_error(checkpoint, share):
 def test_unsafe_files_are_refused_with_the_way_out(tmp_path, content, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {}, "message_hub": content}, tmp_path / "unsafe.pth")
-    with pytest.raises(CheckpointError, match=r"unsafe\.pth cannot be read safely.*weights_only=False"):
+    with pytest.raises(
+        CheckpointError, match=r"unsafe\.pth cannot be read safely.*, [\w.]+ for one.*weights_only=False"
+    ):
         read_file(tmp_path / "unsafe.pth")
     assert not (tmp_path / "owned").exists()
 
@@ -159,14 +162,95 @@ def test_weights_of_another_architecture_or_number_of_classes_are_refused(checkp
         load_weights(build_network(other), read(checkpoint))
 
 
-def test_building_does_not_fetch_pretrained_weights(config):
+def test_building_does_not_fetch_pretrained_weights(config, monkeypatch):
     weights = [build_network(config).state_dict()["backbone.encoder.conv_stem.weight"] for _ in range(2)]
     assert not torch.equal(*weights)  # random
-    packaged = [
-        build_network(config, pretrained=True).state_dict()["backbone.encoder.conv_stem.weight"]
-        for _ in range(2)
-    ]
-    assert torch.equal(*packaged)
+    monkeypatch.setattr(
+        "src.models.backbone.load_packaged_weights", lambda *_: pytest.fail("weights fetched")
+    )
+    parts = config["model"]["network"]
+    hidden = {"model": {"network": {**parts, "piloting": {**parts["backbone"], "weights": "package"}}}}
+    assert build_network(hidden).piloting is not None
+
+
+def broken_configurations():
+    """Changes of a configuration's network that no program of this project writes, by name."""
+
+    def change(part, **values):
+        return lambda network: {**network, part: {**network[part], **values}}
+
+    return {
+        "missing": lambda network: None,
+        "list": lambda network: [1],
+        "text": lambda network: "network",
+        "no target": lambda network: {key: value for key, value in network.items() if key != "_target_"},
+        "target is a number": lambda network: {**network, "_target_": 3},
+        "no backbone": lambda network: {key: value for key, value in network.items() if key != "backbone"},
+        "backbone is a list": lambda network: {**network, "backbone": [1]},
+        "unknown argument": change("transformer_decoder", colour="red"),
+        "unknown argument of a factory": change("pixel_decoder", colour="red"),
+        "wrong type": change("transformer_decoder", num_layers="three"),
+        "weights from a file": change("backbone", checkpoint_path="other.pth"),
+    }
+
+
+@pytest.mark.parametrize("name", broken_configurations())
+def test_configurations_that_do_not_fit_are_told(config, name):
+    network = broken_configurations()[name](config["model"]["network"])
+    with pytest.raises(UserError):
+        build_network({"model": {"network": network}})
+    with pytest.raises(CheckpointError, match="does not describe a network"):
+        build_network({"model": network and [network]})
+
+
+def change_tensor(content, value):
+    content["state_dict"]["network.transformer_decoder.class_head.weight"] = value
+
+
+BROKEN_CONTENTS = {
+    "state is a list": (lambda content: content.update(state_dict=[1]), "does not hold names with tensors"),
+    "no state": (lambda content: content.pop("state_dict"), "does not hold names with tensors"),
+    "a name is a number": (
+        lambda content: content["state_dict"].update({3: torch.zeros(1)}),
+        "does not hold names with tensors",
+    ),
+    "a number": (lambda content: change_tensor(content, 3), "does not hold names with tensors"),
+    "sparse": (
+        lambda content: change_tensor(content, torch.zeros(8, 32).to_sparse()),
+        "does not hold names with tensors",
+    ),
+    "meta": (
+        lambda content: change_tensor(content, torch.zeros(8, 32, device="meta")),
+        "does not hold names with tensors",
+    ),
+    "integers": (
+        lambda content: change_tensor(content, torch.zeros(8, 32, dtype=torch.int64)),
+        "1 tensors hold other numbers",
+    ),
+    "complex": (
+        lambda content: change_tensor(content, torch.zeros(8, 32, dtype=torch.complex64)),
+        "1 tensors hold other numbers",
+    ),
+    "nan": (lambda content: change_tensor(content, torch.full((8, 32), torch.nan)), "1 of .* hold NaN"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.parametrize("name", BROKEN_CONTENTS)
+def test_contents_that_are_no_weights_are_told(checkpoint, name):
+    spoil, message = BROKEN_CONTENTS[name]
+    content = read_file(checkpoint)
+    spoil(content)
+    torch.save(content, checkpoint)
+    with pytest.raises(UserError, match=rf"a\.ckpt.*{message}"):
+        load(checkpoint)
+
+
+def test_classes_that_the_configuration_does_not_name_are_told(checkpoint, config, network):
+    write(checkpoint, {"model": config["model"]}, network.state_dict())
+    assert load(checkpoint)  # the network itself is complete
+    with pytest.raises(CheckpointError, match=r"a\.ckpt: its configuration does not name the classes"):
+        _ = read(checkpoint).classes
 
 
 @pytest.mark.parametrize("wrapped", [True, False])

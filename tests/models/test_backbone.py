@@ -112,6 +112,12 @@ def test_an_unknown_choice_of_weights_is_refused():
         Backbone("resnet18.tv_in1k", weights="imagenet")
 
 
+@pytest.mark.parametrize("option", ["checkpoint_path", "pretrained_cfg"])
+def test_weights_come_by_the_documented_ways_only(option):
+    with pytest.raises(UserError, match=rf"model\.backbone\.{option} is no option here"):
+        Backbone("resnet18.tv_in1k", weights="none", **{option: "weights.pth"})
+
+
 def test_a_transformer_without_a_pyramid_is_refused():
     with pytest.raises(ValueError, match=r"vit_tiny_patch16_224 has feature maps at strides \[16.*pyramid"):
         Backbone("vit_tiny_patch16_224", weights="none")

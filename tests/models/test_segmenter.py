@@ -152,6 +152,13 @@ def test_images_of_other_shapes_are_refused(small, shape, complaint):
         small(torch.randn(shape))
 
 
+def test_images_that_were_not_normalised_are_refused(small):
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"not torch\.uint8; network\.normalise\(images\)"):
+        small(images)
+    assert small(small.normalise(images)).mask_logits.shape[-2:] == (32, 32)
+
+
 def test_training_with_one_image_per_device_explains_itself(small):
     small.train()
     try:
