@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = data_config(options.overrides)
         draw_missing_scenes(data)
         faults, photos = validate(data, options.workers)
-    except UserError as error:
+    except (UserError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     summary = ", ".join(f"{split} {count}" for split, count in photos.items())

@@ -5,6 +5,7 @@ N colours   K classes
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,11 @@ _COLOURED_MODES = ("RGB", "RGBA", "LA")
 def coloured_picture(path: Path, taxonomy: Taxonomy) -> str | None:
     """What to say about a PNG with colour channels; None for any other file, also for damaged ones."""
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
+        with _open_png(path) as picture:
             if picture.mode not in _COLOURED_MODES:
                 return None
             pixels = np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None  # reading it as a label map will say what is wrong
     packed = np.unique(pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)).tolist()
     known = {
@@ -50,7 +51,7 @@ def foreign_palette(path: Path, ids: NDArray[np.intp], taxonomy: Taxonomy, class
         ids: that occur in it.
         taxonomy: the classes. class_map: what raw ids mean.
     """
-    with Image.open(path, formats=["PNG"]) as picture:
+    with _open_png(path) as picture:
         palette = picture.getpalette() if picture.mode == "P" else None
     if palette is None:
         return None
@@ -79,6 +80,13 @@ def grey_picture(ids: NDArray[np.intp], taxonomy: Taxonomy) -> str | None:
         return None
     names = [f"{raw} is the grey of {greys[raw]}" for raw in ids.tolist() if raw and raw in greys]
     return f"grey levels of class colours instead of ids: {', '.join(names)}; save ids"
+
+
+def _open_png(path: Path) -> Image.Image:
+    with warnings.catch_warnings():
+        # Pillow warns above 89 megapixels, which is a label map here and not an attack.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path, formats=["PNG"])
 
 
 def meaning(class_map: ClassMap, raw: int) -> int | None:

@@ -3,7 +3,8 @@
 What is looked for, and what it is called in a ``Fault``:
 
 * ``unreadable``: an empty, truncated or damaged file, or one of another format than its name says.
-* ``missing pair``: a photo without a label map or a label map without a photo; two files of one stem.
+* ``missing pair``: a photo without a label map or a label map without a photo; two files of one stem; a split
+  with neither.
 * ``size mismatch``: photo (upright, EXIF orientation applied) and label map differ in size.
 * ``unknown ids``: ids outside the class map, with counts and where.
 * ``binary mask``: nothing but 0 and 255. As ids these mean "first class" and "ignore", so a mask of some
@@ -80,6 +81,8 @@ def match_files(split: str, folders: SplitFolders) -> tuple[list[Task], list[Fau
     """Pair photos and label maps by stem; whatever stays alone is a fault."""
     images, labels = _by_stem(folders.images, PHOTO_SUFFIXES), _by_stem(folders.labels, LABEL_SUFFIXES)
     faults = []
+    if not images and not labels:
+        faults.append(Fault("missing pair", split, folders.images, "no photo and no label map in this split"))
     for files in (*images.values(), *labels.values()):
         if len(files) > 1:
             twins = ", ".join(file.name for file in files[1:])

@@ -9,6 +9,7 @@ from typing import Any
 from src.data.folder import IMAGE_FOLDERS, LABEL_FOLDER, SplitFolders, benchmark_folders
 from src.data.synthetic import write_synthetic_dataset
 from src.errors import UserError
+from src.photos import PHOTO_SUFFIXES
 
 SPLITS = ("train", "val", "test")
 
@@ -59,7 +60,10 @@ def existing_splits(data: Mapping[str, Any]) -> dict[str, SplitFolders]:
 
 
 def _benchmark_split(root: Path, split: str) -> SplitFolders:
-    """As ``benchmark_folders``, but without a demand: the first image folder that is there."""
+    """As ``benchmark_folders``, but without a demand: the first image folder that has photos, or is there."""
     candidates = [root / name / split for name in IMAGE_FOLDERS]
-    images = next((folder for folder in candidates if folder.is_dir()), candidates[0])
-    return SplitFolders(images, root / LABEL_FOLDER / split)
+    there = [folder for folder in candidates if folder.is_dir()]
+    filled = [
+        folder for folder in there if any(file.suffix.lower() in PHOTO_SUFFIXES for file in folder.iterdir())
+    ]
+    return SplitFolders([*filled, *there, *candidates][0], root / LABEL_FOLDER / split)

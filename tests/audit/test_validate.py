@@ -244,6 +244,49 @@ def test_a_split_without_labels_is_reported_photo_by_photo(dataset) -> None:
     assert [fault.kind for fault in found(dataset)] == ["missing pair"] * 3
 
 
+def test_an_empty_split_is_a_fault(dataset) -> None:
+    for kind in ("images", "annotations"):
+        shutil.rmtree(dataset.root / kind / "val")
+        (dataset.root / kind / "val").mkdir()
+    assert "no photo and no label map" in only(dataset, "missing pair").detail
+
+
+def test_an_empty_folder_does_not_hide_the_one_with_photos(dataset) -> None:
+    (dataset.root / "images").rename(dataset.root / "images_pad")
+    (dataset.root / "images" / "train").mkdir(parents=True)
+    assert found(dataset) == []
+
+
+def test_links_to_nowhere_and_folders_named_like_files_are_found(dataset) -> None:
+    for role in (dataset.image("train", 0), dataset.label("train", 1)):
+        role.unlink()
+        role.symlink_to(dataset.root / "nowhere")
+    dataset.label("train", 2).unlink()
+    dataset.label("train", 2).mkdir()
+    faults = found(dataset)
+    assert [fault.kind for fault in faults] == ["unreadable"] * 3
+    assert {fault.file for fault in faults} == {
+        dataset.image("train", 0),
+        dataset.label("train", 1),
+        dataset.label("train", 2),
+    }
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("share", "kinds"), [(1.5, []), (2.5, ["unreadable", "unreadable"])])
+def test_very_large_files_do_not_end_the_search(dataset, share: float, kinds: list[str], monkeypatch) -> None:
+    """Pillow warns above its limit and refuses files above twice the limit; neither is the end of the program."""
+    height, width, _ = read(dataset.image("train", 1)).shape
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", width * height)
+    dataset.image("train", 0).unlink()
+    for file, mode in (
+        (dataset.root / "images" / "train" / f"{dataset.names['train'][0]}.png", "RGB"),
+        (dataset.label("train", 0), "L"),
+    ):
+        Image.new(mode, (width, int(share * height))).save(file)
+    assert [fault.kind for fault in found(dataset)] == kinds
+
+
 def test_configured_folders_are_looked_at(dataset) -> None:
     data = data_config(dataset.overrides)
     folders = {"val": {"images": "images/val", "labels": "annotations/val"}}
