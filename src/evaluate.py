@@ -25,10 +25,11 @@ from src.errors import UserError, explained
 from src.metrics.suite import SegmentationMetrics
 from src.metrics.table import class_table, render, without_curve
 from src.report.benchmark import is_mass13k, published_scores
+from src.report.comparison import check_comparable
 from src.report.console import comparison_tables, interval_line, published_table
 from src.report.predictions import Measured, find_predictions, score_predictions
 from src.report.record import Evaluation, read_record
-from src.report.results import Bootstrap, find_out, write_page, write_tables
+from src.report.results import Bootstrap, find_out, metric_settings, write_page, write_tables
 
 
 class Evaluated(NamedTuple):
@@ -78,6 +79,9 @@ def evaluate(config: DictConfig) -> float:
     data.setup("validate" if config.split == "val" else "test")
     if plain["report"] is not None or config.predictions is not None:
         data.source(config.split)  # what cannot be opened is told before any work
+    if other is not None:  # told now, not after hours of work
+        settings = metric_settings(SegmentationMetrics(data.num_classes, **plain["metrics"]))
+        check_comparable(data.source(config.split).names, data.taxonomy.names, settings, other)
     if checkpoint is not None:
         evaluated = _evaluate_checkpoint(checkpoint, data, config, plain)
     else:

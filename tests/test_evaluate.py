@@ -134,6 +134,21 @@ def test_two_evaluations_are_compared_image_by_image(run, scenes: Path, tmp_path
     assert "Beside another evaluation" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_what_does_not_compare_is_told_before_any_work(run, tmp_path: Path, monkeypatch) -> None:
+    run(f"run_dir={tmp_path / 'other'}", "report=null")
+    monkeypatch.setattr(SegmentationMetrics, "update", lambda *_, **__: pytest.fail("an image was measured"))
+    compare = f"compare={tmp_path / 'other' / 'scores.json'}"
+    with pytest.raises(
+        UserError, match=r"measured with tolerance=1\.414 px, this evaluation with tolerance=3 px"
+    ):
+        run(compare, "metrics.tolerance=3")
+    record = json.loads((tmp_path / "other" / "scores.json").read_text())
+    record["per_image"] = {f"other_{name}": entry for name, entry in record["per_image"].items()}
+    (tmp_path / "other" / "scores.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="no photo in common"):
+        run(compare)
+
+
 def test_missing_predictions_are_counted_and_named(run, predictions: Path, tmp_path: Path) -> None:
     files = sorted(predictions.iterdir())
     files[0].unlink()
@@ -171,6 +186,7 @@ def test_predictions_that_do_not_fit_are_named(run, predictions: Path, change, m
         (["checkpoint=some.ckpt"], "either checkpoint=<file> or predictions="),
         (["compare=missing.json"], "missing.json: no such file"),
         (["data.root=/no/such/folder"], "no such folder"),
+        (["metrics.tolerance=wide"], "'wide' is no tolerance; give pixels"),
     ],
 )
 def test_requests_that_cannot_be_met_are_refused_before_any_work(

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from src.errors import UserError
+
 SLACK = 1e-3
 """Squared distances between pixels are whole numbers; with this slack 1.4142 stands for the root of 2."""
 
@@ -42,14 +44,14 @@ def parse_tolerance(tolerance: float | str) -> Tolerance:
         tolerance: a number of pixels, or a string such as ``"0.75%"``, of the image's diagonal.
 
     Raises:
-        ValueError: neither of the two.
+        UserError: neither of the two.
     """
     try:
         if isinstance(tolerance, str) and tolerance.strip().endswith("%"):
             return Tolerance(float(tolerance.strip().removesuffix("%")), "%")
         return Tolerance(float(tolerance), "px")
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f'{tolerance!r} is no tolerance; give pixels, as in 2, or a share of the diagonal, as in "0.75%"'
         ) from error
 

@@ -72,6 +72,36 @@ def interval_rows(
     return rows
 
 
+def check_comparable(
+    names: Sequence[str], class_names: Sequence[str], settings: Mapping[str, Any], other: Evaluation
+) -> list[str]:
+    """Photos that two evaluations share, sorted; known before anything is measured.
+
+    Args:
+        names, class_names, settings: photos, classes and settings of the metrics, ours.
+        other: theirs.
+
+    Raises:
+        UserError: the two have other classes, other settings of the metrics, or no photo in common.
+    """
+    if tuple(class_names) != other.classes:
+        raise UserError(
+            f"{other.path} has the classes {', '.join(other.classes)}, this evaluation {', '.join(class_names)}; "
+            "only evaluations with the same classes compare"
+        )
+    for name, value in settings.items():
+        theirs_too = other.settings.get(name)
+        if None not in (value, theirs_too) and value != theirs_too:  # None: not measured
+            raise UserError(
+                f"{other.path} was measured with {name}={theirs_too}, this evaluation with {name}={value}; "
+                "evaluate one of them again with the other's metrics.* values"
+            )
+    shared = sorted(set(names) & set(other.images.names))
+    if not shared:
+        raise UserError(f"{other.path} has no photo in common with this evaluation: was it of another split?")
+    return shared
+
+
 def compare(
     images: ImageRecords,
     class_names: Sequence[str],
@@ -90,23 +120,9 @@ def compare(
         samples, level, seed: of the paired bootstrap, see `bootstrap.score_intervals`.
 
     Raises:
-        UserError: the two have other classes, other settings of the metrics, or no photo in common.
+        UserError: as ``check_comparable``, or the photos have other label maps there.
     """
-    if tuple(class_names) != other.classes:
-        raise UserError(
-            f"{other.path} has the classes {', '.join(other.classes)}, this evaluation {', '.join(class_names)}; "
-            "only evaluations with the same classes compare"
-        )
-    for name, value in settings.items():
-        theirs_too = other.settings.get(name)
-        if None not in (value, theirs_too) and value != theirs_too:  # None: not measured
-            raise UserError(
-                f"{other.path} was measured with {name}={theirs_too}, this evaluation with {name}={value}; "
-                "evaluate one of them again with the other's metrics.* values"
-            )
-    shared = sorted(set(images.names) & set(other.images.names))
-    if not shared:
-        raise UserError(f"{other.path} has no photo in common with this evaluation: was it of another split?")
+    shared = check_comparable(images.names, class_names, settings, other)
     ours, theirs = images.take(shared), other.images.take(shared)
     differing = [
         name

@@ -39,16 +39,15 @@ def published_table(published: PublishedScores) -> Table:
 
 def comparison_tables(comparison: Comparison, class_names: Sequence[str], most: int = 5) -> list[Table]:
     """Differences with their intervals, and the photos that changed most."""
-    title = f"ours minus {comparison.other}, {comparison.images} photos"
+    title = f"ours minus {comparison.other}, {comparison.images} photos; in brackets the interval"
     differences = Table("class", title=title, title_justify="left")
     for metric in comparison.differences:
-        differences.add_column(metric, justify="right")
-        differences.add_column("interval", justify="right")
+        differences.add_column(metric, justify="right", no_wrap=True)
     for index, name in enumerate([*class_names, "mean"]):
         cells = []
         for metric, interval in comparison.differences.items():
             value, low, high = (score_text(metric, float(part[index]), signed=True) for part in interval)
-            cells += [value, f"{low} to {high}"]
+            cells.append(value if value == "-" else f"{value}\n[{low}, {high}]")  # one line would not fit
         differences.add_row(name, *cells)
     changes = Table("photos that changed most", title_justify="left")
     for column in ("BIoU", "other", "difference"):

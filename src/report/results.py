@@ -57,6 +57,15 @@ class Findings(NamedTuple):
     comparison: Comparison | None
 
 
+def metric_settings(metrics: SegmentationMetrics) -> dict[str, Any]:
+    """What two evaluations must have in common to compare, plain values; None for what is not measured."""
+    return {
+        "boundary_ratio": metrics.boundary_ratio,
+        "ignore_boundaries": metrics.ignore_boundaries,
+        "tolerance": str(metrics.tolerances[0]) if metrics.tolerances else None,
+    }
+
+
 def find_out(
     facts: dict[str, Any],
     taxonomy: Taxonomy,
@@ -68,11 +77,7 @@ def find_out(
 ) -> Findings:
     """Draw intervals, and compare with another evaluation if there is one; errors as `comparison.compare`."""
     images = image_records(measured.scores, measured.complexity)
-    settings = {
-        "boundary_ratio": metrics.boundary_ratio,
-        "ignore_boundaries": metrics.ignore_boundaries,
-        "tolerance": str(metrics.tolerances[0]) if metrics.tolerances else None,
-    }
+    settings = metric_settings(metrics)
     comparison = None
     if other is not None:
         comparison = compare(images, taxonomy.names, settings, other, **bootstrap._asdict())
