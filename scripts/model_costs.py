@@ -98,7 +98,8 @@ MODELS = (
         "MPFormer",
         ("experiment=mpformer",),
         explanation="At inference MPFormer is Mask2Former; the same network counts {square:.1f} G at "
-        "4096x4096, so the paper's figure is probably for that size.",
+        "4096x4096, so the paper's figure is probably for that size. Its {parameters:,.0f} parameters are "
+        "Mask2Former's without 100 x 256 query positions and with a 7 x 256 class embedding for piloting.",
     ),
     Model("MaSSFormer, Swin-B", ("experiment=massformer", "model/backbone=swin_b")),
     Model("Mask2Former, Swin-B", ("experiment=mask2former", "model/backbone=swin_b")),
@@ -157,6 +158,7 @@ class Row(NamedTuple):
             without_layers=self.without_layers,
             without_difference=self.without_difference,
             square=self.square,
+            parameters=1e6 * self.parameters,
         )
 
 
