@@ -7,6 +7,7 @@ multiply-accumulates at 4096x3072, in 10^9; the paper calls them FLOPs.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 
@@ -131,7 +132,7 @@ class Comparison(NamedTuple):
 
 
 def compare(ours: Scores, row: PublishedResult, split: str) -> list[Comparison]:
-    """Own scores next to the published ones; a metric that either side lacks is left out.
+    """Own scores next to the published ones; a metric that either side lacks, also as nan, is left out.
 
     Args:
         ours: in the units of this file. row: see ``published_result``. split: ``val`` or ``test``.
@@ -142,5 +143,5 @@ def compare(ours: Scores, row: PublishedResult, split: str) -> list[Comparison]:
     return [
         Comparison(metric, mine, theirs, mine - theirs)
         for metric, mine, theirs in zip(("mIoU", "BIoU", "BF1"), ours, paper, strict=True)
-        if mine is not None and theirs is not None
+        if mine is not None and theirs is not None and not math.isnan(mine)
     ]

@@ -149,6 +149,28 @@ def test_what_does_not_compare_is_told_before_any_work(run, tmp_path: Path, monk
         run(compare)
 
 
+def test_one_photo_without_a_label_scores_nothing_and_says_so(
+    predictions: Path, tmp_path: Path, capsys
+) -> None:
+    name = sorted(predictions.iterdir())[0].name
+    height, width = np.array(Image.open(predictions / name)).shape
+    for kind, pixels in (
+        ("images", np.zeros((height, width, 3))),
+        ("annotations", np.full((height, width), 255)),
+    ):
+        (tmp_path / "data" / kind / "val").mkdir(parents=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / kind / "val" / name)
+    data = ["data=mass13k", f"data.root={tmp_path / 'data'}", f"run_dir={tmp_path / 'run'}"]
+    evaluate(compose_config("evaluate", [*QUIET, f"predictions={predictions}", *data]))
+    printed = capsys.readouterr().out
+    assert "mIoU - [-, -]" in printed
+    assert "nan" not in printed
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert all(row["IoU"] is None for row in scores["class"].values())
+    assert scores["per_image"][Path(name).stem]["union"] == [0] * 7
+    assert "mIoU\n<b>-</b>" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_missing_predictions_are_counted_and_named(run, predictions: Path, tmp_path: Path) -> None:
     files = sorted(predictions.iterdir())
     files[0].unlink()

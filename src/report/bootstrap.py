@@ -112,7 +112,8 @@ def _intervals(values: Scores, drawn: Scores, level: float) -> dict[str, Interva
     for metric, rows in drawn.items():
         low, high = np.full((2, rows.shape[1]), np.nan)
         seen = ~np.isnan(rows).all(0)
-        low[seen], high[seen] = np.nanquantile(rows[:, seen], [tail, 1 - tail], axis=0)
+        if seen.any():  # nothing is where every label is ignored
+            low[seen], high[seen] = np.nanquantile(rows[:, seen], [tail, 1 - tail], axis=0)
         result[metric] = Interval(values[metric], low, high)
     return result
 

@@ -161,7 +161,10 @@ def _shares(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.divide(100 * confusion, totals, out=np.full(confusion.shape, np.nan), where=totals > 0)
 
 
-def _f1_chart(curve: Tensor) -> Markup:
+def _f1_chart(curve: Tensor) -> Markup | None:
+    """None where no photo has a labelled pixel, so that there is no score."""
+    if curve.isnan().any():
+        return None
     # The last tolerance is relative to each photo's size and has no place on an axis of pixels.
     points = [
         Point(tolerance.value, value, f"{tolerance}: {value:.4f}")
