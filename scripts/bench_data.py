@@ -25,7 +25,8 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.nn.functional import pad
+from torch.utils.data import DataLoader, Dataset, default_collate
 from yaml import safe_load
 
 from src.data import crops, datasets
@@ -143,6 +144,21 @@ class Released:
 def planes_of(image: np.ndarray) -> torch.Tensor:
     """(H, W, 3) to (3, H, W); the release leaves the order of the colours to the device."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def filled(crops_made: list[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
+    """A batch; where a photo is smaller than a crop, the right and the bottom are filled up."""
+    height, width = (max(crop[0].shape[edge] for crop in crops_made) for edge in (-2, -1))
+    batch = []
+    for parts in zip(*crops_made, strict=True):
+        same = [
+            part
+            if part.shape[-2:] == (height, width)
+            else pad(part, (0, width - part.shape[-1], 0, height - part.shape[-2]))
+            for part in parts
+        ]
+        batch.append(default_collate(same))
+    return batch
 
 
 def distorted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -388,7 +404,7 @@ def loader(ways: dict[str, Make], photos: int, workers: int, seconds: float) -> 
                 make.rng = None
                 batches = EntryLoader(make.stream, collate_fn=collate_crops, **common)
             else:
-                collate = None if name == "released" else collate_crops
+                collate = filled if name == "released" else collate_crops
                 batches = DataLoader(Items(make, photos), collate_fn=collate, **common)
             count, seen = -2 * workers, 0.0
             while seen < seconds:

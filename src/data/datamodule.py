@@ -171,7 +171,9 @@ class SegmentationDataModule(LightningDataModule):
         return any((self._root / name / split).is_dir() for name in (*IMAGE_FOLDERS, LABEL_FOLDER))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augment crops that workers left as they were."""
+        """Augment crops that workers left as they were; put the channels of whole photos first."""
+        if isinstance(batch, LabelledImage):
+            return batch._replace(image=batch.image.contiguous())
         return augmented(batch) if isinstance(batch, RawCropBatch) else batch
 
     def train_dataloader(self) -> DataLoader[CropBatch]:

@@ -163,7 +163,9 @@ def whole_photo(photo: LabelledPhoto, limit: tuple[int, int], enlarge: bool) -> 
     """A photo fitted to the evaluation limit, with its label map; see ``EvaluationDataset``."""
     whole = Window(0, 0, *photo.size)
     image = fit_within(photo.image(whole), limit, enlarge=enlarge)
-    return LabelledImage(planes(image), torch.from_numpy(photo.label(whole)), photo.name)
+    # A view: the device puts the channels first in no time, a worker takes a tenth of the time of decoding.
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    return LabelledImage(pixels, torch.from_numpy(photo.label(whole)), photo.name)
 
 
 def collate_crops(

@@ -49,6 +49,7 @@ class Recorder(lightning.LightningModule):
 
     def validation_step(self, item: LabelledImage, _: int) -> None:
         assert isinstance(item, LabelledImage)
+        assert item.image.is_contiguous()
         self.network(item.image[None] / 255)
         self.photos.append(item.name)
 
