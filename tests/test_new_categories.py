@@ -149,6 +149,17 @@ def test_every_variant_trains(lake: Path, base: Path, tmp_path: Path, variant: s
         taught_config(lake, tmp_path / "run", base, *overrides, "recipe.val_every=1", "recipe.save_every=1")
     )
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    report = json.loads((tmp_path / "run" / "categories.json").read_text())
+    assert list(report) == ["after"]  # nothing was scored before the first step
+
+
+def test_a_resumed_run_knows_what_was_before(lake: Path, base: Path, tmp_path: Path) -> None:
+    train(taught_config(lake, tmp_path / "run", base, "recipe.save_every=2"))
+    whole = json.loads((tmp_path / "run" / "categories.json").read_text())
+    resumed = ["recipe.steps=4", "recipe.val_every=4", f"resume={tmp_path / 'run/checkpoints/last.ckpt'}"]
+    train(taught_config(lake, tmp_path / "resumed", base, *resumed))
+    report = json.loads((tmp_path / "resumed" / "categories.json").read_text())
+    assert report["before"] == whole["before"]
 
 
 def test_a_checkpoint_that_cannot_grow_is_refused(lake: Path, base: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from src.metrics.categories import (
 )
 from src.structures import LabelledImage
 
+log = logging.getLogger(__name__)
+
 
 class CategoryReport(Callback):
     """Logs means of known and new classes, and reports at the end what was learned and what was forgotten.
 
-    "Before" is the first validation of the run: with ``recipe.validate_first`` the network as it was started, whose
-    answers are those of the checkpoint it started from.
+    "Before" is the validation before the first step (``recipe.validate_first``), whose answers are those of the
+    checkpoint that the network started from; checkpoints carry it, so that a resumed run knows it too. Without that
+    validation only "after" is reported.
 
     Args:
         folder: of the run; ``categories.json`` goes there.
@@ -57,7 +61,8 @@ class CategoryReport(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.after = self.metrics.compute()
-        self.before = self.before or self.after
+        if trainer.global_step == 0:
+            self.before = self.after
         for group in ("known", "new"):
             for metric in METRICS:
                 value = self.after.mean(group, metric)
@@ -65,10 +70,26 @@ class CategoryReport(Callback):
                     pl_module.log(f"val_{group}/m{metric}", 100 * value, rank_zero_only=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or self.before is None or self.after is None:
+        if not trainer.is_global_zero or self.after is None:
+            return
+        path = self.folder / "categories.json"
+        if self.before is None:
+            _write(path, {"after": self.after._asdict()})
+            log.info(
+                "known and new classes: %s. Nothing was scored before training (recipe.validate_first=false); "
+                "scripts/compare_categories.py tells what was forgotten.",
+                path,
+            )
             return
         Console(soft_wrap=True, highlight=False).print(comparison_table(self.before, self.after))
-        write_comparison(self.folder / "categories.json", self.before, self.after)
+        write_comparison(path, self.before, self.after)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.before is None else {"before": self.before._asdict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "before" in state_dict:
+            self.before = CategoryScores(**state_dict["before"])
 
 
 def comparison_table(before: CategoryScores, after: CategoryScores) -> Table:
@@ -97,6 +118,10 @@ def write_comparison(path: Path, before: CategoryScores, after: CategoryScores) 
         "after": after._asdict(),
         "forgetting": dict(forgetting(before, after)),
     }
+    _write(path, content)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(_plain(content), indent=2) + "\n"
     write_atomically(path, text.encode())
 
