@@ -105,11 +105,15 @@ def assert_equal_answers(pair: Pair, height: int, width: int) -> None:
         answer = ours(images)
     states = expected.transformer_decoder_intermediate_states
     assert len(layers) == len(states) == len(expected.masks_queries_logits) == 10
+    largest = 0.0
     for layer, state, masks in zip(layers, states, expected.masks_queries_logits, strict=True):
         classes = theirs.class_predictor(state.transpose(0, 1)).detach()
+        pairs = (layer.class_logits, classes), (layer.mask_logits, masks)
+        largest = max(largest, *(float((one - other).abs().max()) for one, other in pairs))
         torch.testing.assert_close(layer.class_logits, classes, atol=TOLERANCE, rtol=0)
         torch.testing.assert_close(layer.mask_logits, masks, atol=TOLERANCE, rtol=0)
         assert 0.02 < (masks < 0).float().mean() < 0.98
+    print(f"{height}x{width}: largest difference of ten predictions {largest:.2g}, allowed {TOLERANCE:g}")
     assert answer.mask_logits.shape[-2:] == (-(-height // 4), -(-width // 4))
     torch.testing.assert_close(answer.mask_logits, expected.masks_queries_logits[-1], atol=TOLERANCE, rtol=0)
 
