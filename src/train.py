@@ -104,7 +104,12 @@ def announce(config: DictConfig) -> None:
 
 
 def _network(config: DictConfig) -> nn.Module:
-    network: nn.Module = build(config.model.network)
+    described = to_plain(config.model)["network"]
+    if config.init_from or config.resume:
+        described["backbone"]["weights"] = (
+            "none"  # a checkpoint brings them; nothing is fetched to be replaced
+        )
+    network: nn.Module = build(described)
     if config.init_from:
         _start_from(network, config)
     if config.activation_checkpointing:

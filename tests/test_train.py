@@ -80,6 +80,24 @@ def run_module(
     )
 
 
+def test_starting_from_a_checkpoint_fetches_no_weights(
+    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = ["callbacks.panels=null", "callbacks.early_look=null", "metrics.boundary_f1=false"]
+    quiet += ["model.backbone.weights=package"]
+    train(configure(*quiet, steps=1))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+
+    def fetch(*_: object) -> None:
+        raise AssertionError("weights were fetched")
+
+    monkeypatch.setattr("src.models.backbone.load_packaged_weights", fetch)
+    with pytest.raises(Exception, match="weights were fetched"):
+        train(configure(*quiet, run="fresh", steps=1))
+    for start in (f"init_from={last}", f"resume={last}"):
+        train(configure(*quiet, start, run=start.partition("=")[0], steps=2))
+
+
 @pytest.mark.parametrize("averaged", ["recipe.ema_decay=null", "recipe.ema_decay=0.5"])
 def test_the_last_checkpoint_is_the_last_steps(
     configure: Callable[..., DictConfig], tmp_path: Path, averaged: str
