@@ -380,16 +380,17 @@ def entry_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (folder / "store/a.jpg").read_bytes()
 
 
-def test_newer_versions_are_refused(pairs: list[Pair], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "cure"), [(1, "Delete the store"), (3, "Update the program")])
+def test_other_versions_are_refused(pairs: list[Pair], tmp_path: Path, version: int, cure: str) -> None:
     make(pairs, tmp_path / "store")
     entry = bytearray((tmp_path / "store/p0.jpg").read_bytes())
-    entry[-8:-6] = (2).to_bytes(2, "little")
+    entry[-8:-6] = version.to_bytes(2, "little")
     (tmp_path / "store/p0.jpg").write_bytes(entry)
-    with pytest.raises(StoreError, match=r"p0\.jpg: written in format 2"):
+    with pytest.raises(StoreError, match=rf"p0\.jpg: written in format {version}.*{cure}"):
         StoreSource(tmp_path / "store", CLASS_MAP).open(0)
     manifest = tmp_path / "store/manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(StoreError, match="format 2; this program reads format 1"):
+    manifest.write_text(manifest.read_text().replace('"version": 2', f'"version": {version}'))
+    with pytest.raises(StoreError, match=f"format {version}; this program reads format 2.*{cure}"):
         StoreSource(tmp_path / "store", CLASS_MAP)
 
 

@@ -37,7 +37,7 @@ from src.data.store.restart_jpeg import (
 from src.errors import UserError
 from src.photos import upright
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SUFFIX = ".jpg"
 
 _MAGIC = b"MaSSentr"
@@ -48,6 +48,20 @@ _TAIL = 1 << 17  # bytes read at once from the end; directory and tables nearly 
 
 class StoreError(UserError):
     """A store or an entry of it cannot be used; the message names it and the cure."""
+
+
+def check_version(version: int, what: str) -> None:
+    """Refuse any format but this program's.
+
+    Raises:
+        StoreError: with both versions and the cure; ``what`` begins the message.
+    """
+    if version != FORMAT_VERSION:
+        update = "Update the program, or" if version > FORMAT_VERSION else "Delete the store and"
+        raise StoreError(
+            f"{what} format {version}; this program reads format {FORMAT_VERSION}. "
+            f"{update} make the store again with src.prepare."
+        )
 
 
 class EntryInfo(NamedTuple):
@@ -119,7 +133,7 @@ class Entry:
         cure: what to do when it is damaged, for messages.
 
     Raises:
-        StoreError: the file is no entry, is damaged, or was written by a newer version.
+        StoreError: the file is no entry, is damaged, or was written in another format.
     """
 
     def __init__(self, read: Read, length: int, name: str, cure: str = _CURE) -> None:
@@ -134,11 +148,7 @@ class Entry:
         magic, version, expected, directory_bytes = _FOOTER.unpack(self._tail[-_FOOTER.size :])
         if magic != _MAGIC or version < 1:
             raise self._damaged("it does not end like an entry")
-        if version > FORMAT_VERSION:
-            raise StoreError(
-                f"{name}: written in format {version}; this program reads format {FORMAT_VERSION}. "
-                "Update the program, or make the store again with it."
-            )
+        check_version(version, f"{name}: written in")
         end = length - _FOOTER.size - directory_bytes
         encoded = self._read(end, directory_bytes) if end >= 0 else b""
         if check(encoded) != expected:

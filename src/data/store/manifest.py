@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.data.folder import Pair
-from src.data.store.entry import FORMAT_VERSION, StoreError
+from src.data.store.entry import FORMAT_VERSION, StoreError, check_version
 from src.errors import UserError
 from src.files import write_atomically
 
@@ -99,18 +99,14 @@ class Manifest(NamedTuple):
         """Read the list of a split's folder.
 
         Raises:
-            StoreError: there is none, it is damaged or of a newer version.
+            StoreError: there is none, it is damaged or of another format.
         """
         path = folder / FILE
         try:
             document: dict[str, Any] = json.loads(path.read_bytes())
             if document["format"] != _FORMAT:
                 raise ValueError(f"format {document['format']!r}")
-            if int(document["version"]) > FORMAT_VERSION:
-                raise StoreError(
-                    f"{path}: the store has format {document['version']}; this program reads format "
-                    f"{FORMAT_VERSION}. Update the program, or make the store again with it."
-                )
+            check_version(int(document["version"]), f"{path}: the store has")
             entries = {str(name): _record(value) for name, value in document["entries"].items()}
             return cls(entries, {str(name): str(reason) for name, reason in document["failed"].items()})
         except FileNotFoundError as error:
