@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.inference.folding import folded
+from src.inference.memory import return_freed_memory
 from src.inference.rows import bands, resize_band, resized_rows, source_rows
 from src.models.deformable import DeformableConv, deform_conv2d
 from src.models.layers import ConvNormAct
@@ -108,6 +109,7 @@ class HighResolutionBranch:
             gate = detail.sigmoid_().mul_(resized_rows(context, start, stop, size))
             gated[:, :, start:stop] = self._reduce(gate)
         del s1, detail, gate, edges, context_edges
+        return_freed_memory()
 
         sampled = _empty_map(like, self._sample_fusion.out_channels, size)
         rows = _rows_of(gated)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 _GIB = 2**30
 _LEAST = 2 * _GIB  # enough for windows; a machine that is short of memory may still manage
 _SHARE = 0.75  # of the free memory, left to inference by default
-_LIBRARIES = 0.91 * _GIB  # the process before it has a network, and small bands
+_LIBRARIES = 1.1 * _GIB  # the process before it has a network, small bands, and gaps between blocks
 _IMAGE = 3 + 12  # bytes of a pixel: 8-bit, and normalised
 ENCODER_BAND_BYTES = 768 * 2**20  # of all maps of a band of the encoder; smaller ones compute more rows twice
 _BAND_EXCESS = 1.5  # bands are of equal height, so one may be larger than that
@@ -78,7 +78,7 @@ class WholeImageCost:
         width = network.transformer_decoder.query_features.embedding_dim
         if streamed:
             self._encoder = bytes_per_pixel(network.backbone)
-            self._maps = 4 * (width / 4 / 4 + width / 2 / 16 + 8 * width / 64)
+            self._maps = 4 * (width / 4 / 4 + width / 2 / 16 + 6 * width / 64)
         else:
             self._encoder = 0.0
             self._maps = bytes_per_pixel(_Queries(network))

@@ -124,8 +124,17 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.projection.bias)
         nn.init.zeros_(self.output.bias)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
+    def _project(self, x: Tensor, part: int) -> Tensor:
+        weight, bias = self.projection.weight.chunk(3)[part], self.projection.bias.chunk(3)[part]
+        return F.linear(x, weight, bias)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """(B, M, D) projected, for ``attend``."""
+        return self._project(x, 1)
+
+    def values(self, x: Tensor) -> Tensor:
+        """(B, M, D) projected, for ``attend``."""
+        return self._project(x, 2)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend.
@@ -138,11 +147,13 @@ class MultiheadAttention(nn.Module):
         Returns:
             (B, N, D).
         """
-        weights = self.projection.weight.chunk(3)
-        biases = self.projection.bias.chunk(3)
+        return self.attend(query, self.keys(key), self.values(value), mask)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Like ``forward``, with keys and values that are projected already."""
         q, k, v = (
-            self._heads(F.linear(x, w, b))
-            for x, w, b in zip((query, key, value), weights, biases, strict=True)
+            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
+            for x in (self._project(query, 0), keys, values)
         )
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.output(attended.transpose(1, 2).flatten(2))

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-def sine_position(
+class SineAxes(NamedTuple):
+    """The sine code of a map, by rows and columns: it is the one beside the other.
+
+    Attributes:
+        rows: (height, channels / 2). columns: (width, channels / 2).
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def map(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """The code of rows start..stop, (n, width, channels)."""
+        rows = self.rows[start:stop]
+        size = (len(rows), len(self.columns), -1)
+        return torch.cat((rows[:, None].expand(size), self.columns[None].expand(size)), dim=-1)
+
+
+def sine_axes(
     height: int, width: int, channels: int, device: torch.device | str = "cpu", temperature: float = 10000.0
-) -> Tensor:
+) -> SineAxes:
     """Sine code of every position of a height x width map.
 
     Rows and columns are counted from 1 and scaled to (0, 2 pi]; the first half of the channels encodes the
     row, the second the column, sine and cosine interleaved.
-
-    Returns:
-        (height, width, channels) float32.
 
     Raises:
         ValueError: channels not divisible by 4.
@@ -33,6 +48,11 @@ def sine_position(
         angle = (coordinate / (count + 1e-6) * 2 * math.pi)[:, None] / divisor  # (count, half)
         return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
 
-    rows = encode(height)[:, None].expand(height, width, half)
-    columns = encode(width)[None].expand(height, width, half)
-    return torch.cat((rows, columns), dim=-1)
+    return SineAxes(encode(height), encode(width))
+
+
+def sine_position(
+    height: int, width: int, channels: int, device: torch.device | str = "cpu", temperature: float = 10000.0
+) -> Tensor:
+    """``sine_axes`` as a map (height, width, channels) float32."""
+    return sine_axes(height, width, channels, device, temperature).map()

@@ -84,7 +84,6 @@ print(peak / costs[0].bytes(side**2))
     ],
 )
 def test_the_estimate_bounds_the_peak_of_a_process(options: list[str]) -> None:
-    """Up to the gaps that the C library leaves between blocks."""
     done = subprocess.run(
         [sys.executable, "-c", PREDICT, "1280", *options],
         cwd=Path(__file__).resolve().parents[2],
@@ -94,7 +93,7 @@ def test_the_estimate_bounds_the_peak_of_a_process(options: list[str]) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert 0.5 < float(done.stdout.split()[-1]) <= 1.03
+    assert 0.5 < float(done.stdout.split()[-1]) <= 1.0
 
 
 class Decoder(nn.Module):
@@ -112,7 +111,7 @@ class Network(nn.Module):
 def test_pixels_are_the_most_that_fit() -> None:
     for banded in (False, True):
         cost = WholeImageCost(Network(), banded)
-        for gib in (1, 2, 4, 16):
+        for gib in (1.5, 2, 4, 16):
             pixels = cost.pixels(gib * 2**30)
             assert cost.bytes(pixels) <= gib * 2**30 < cost.bytes(pixels + 1)
     with pytest.raises(ValueError, match="too little"):

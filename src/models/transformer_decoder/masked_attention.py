@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.models.layers import MultiheadAttention, resize
-from src.models.position import sine_position
+from src.models.position import SineAxes, sine_axes
 from src.structures import PilotedQueries, PixelFeatures, QueryPrediction
+
+_PART_BYTES = 32 * 2**20
 
 
 class DecoderLayer(nn.Module):
@@ -35,7 +37,7 @@ class DecoderLayer(nn.Module):
         queries: Tensor,
         positions: Tensor,
         memory: Tensor,
-        memory_position: Tensor,
+        memory_position: SineAxes,
         attend: Tensor,
         visible: Tensor | None,
     ) -> Tensor:
@@ -43,16 +45,37 @@ class DecoderLayer(nn.Module):
 
         Args:
             queries, positions: (B, Q, D).
-            memory: (B, h w, D). memory_position: (h w, D).
+            memory: (B, h w, D). memory_position: of h rows and w columns.
             attend: (B, 1, Q, h w) bool, True where a query may attend.
             visible: (Q, Q) bool, True where a query may see another one; None for all.
         """
-        x = self.cross_attention(queries + positions, memory + memory_position, memory, attend)
+        keys = self._keys(memory, memory_position)
+        values = self.cross_attention.values(memory)
+        x = self.cross_attention.attend(queries + positions, keys, values, attend)
+        del keys, values  # the room of two memories
         queries = self.cross_norm(queries + x)
         x = self.self_attention(queries + positions, queries + positions, queries, visible)
         queries = self.self_norm(queries + x)
         x = self.reduce(self.activation(self.expand(queries)))
         return self.feedforward_norm(queries + x)
+
+    def _keys(self, memory: Tensor, position: SineAxes) -> Tensor:
+        """(B, h w, D). Without gradients the sum of memory and position is never whole."""
+        if torch.is_grad_enabled():
+            return self.cross_attention.keys(memory + position.map().flatten(0, 1).to(memory.dtype))
+        height, width = len(position.rows), len(position.columns)
+        rows = max(1, _PART_BYTES // (memory[:, :width].numel() * memory.element_size()))
+        keys: Tensor | None = None
+        for start in range(0, height, rows):
+            part = slice(start * width, min(start + rows, height) * width)
+            coded = memory[:, part] + position.map(start, start + rows).flatten(0, 1).to(memory.dtype)
+            found = self.cross_attention.keys(coded)
+            if rows >= height:
+                return found
+            keys = found.new_empty(memory.shape) if keys is None else keys
+            keys[:, part] = found
+        assert keys is not None
+        return keys
 
 
 class MaskedAttentionDecoder(nn.Module):
@@ -164,14 +187,13 @@ class MaskedAttentionDecoder(nn.Module):
             return resize(pixels.mask_features, (-(-height // 2), -(-width // 2)))
         return pixels.mask_features
 
-    def _prepare(self, memories: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Tokens (B, h w, D) of the memories and the positions of their pixels (h w, D), coarsest first."""
+    def _prepare(self, memories: Sequence[Tensor]) -> tuple[list[Tensor], list[SineAxes]]:
+        """Tokens (B, h w, D) of the memories and the positions of their pixels, coarsest first."""
         tokens, positions = [], []
         for memory, level in zip(memories, self.level_embedding.weight, strict=True):
             height, width = memory.shape[-2:]
             tokens.append(memory.flatten(2).transpose(1, 2) + level)
-            position = sine_position(height, width, memory.shape[1], memory.device)
-            positions.append(position.flatten(0, 1).to(memory.dtype))
+            positions.append(sine_axes(height, width, memory.shape[1], memory.device))
         return tokens, positions
 
     def _queries(self, batch: int, piloted: PilotedQueries | None) -> tuple[Tensor, Tensor, Tensor | None]:
