@@ -12,6 +12,7 @@ scales. One core: processor time, because other programs only lengthen the wall'
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import tempfile
 import time
@@ -417,6 +418,7 @@ def loader(ways: dict[str, Make], photos: int, workers: int, seconds: float) -> 
             made[name] += count * BATCH
             spent[name] += seen
             del batches
+            gc.collect()  # ends its workers before others are forked
     rates = {name: made[name] / spent[name] for name in ways}
     print(f"\n{f'loader, {workers} workers, batches of {BATCH}':42}{'crops/s':>9}{'ratio':>7}")
     for name, rate in rates.items():

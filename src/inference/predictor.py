@@ -104,7 +104,7 @@ class Predictor:
         """Predict one photo.
 
         Args:
-            photo: a file, or (H, W, 3) uint8 RGB.
+            photo: a file (its path), or (H, W, 3) uint8 RGB.
             scores: whether to keep the scores, 4 K bytes per pixel.
 
         Raises:
@@ -128,14 +128,22 @@ class Predictor:
         """Decode a file, or check an array.
 
         Raises:
-            PhotoError: the file cannot be read. ValueError: the array is not an 8-bit RGB photo.
+            PhotoError: the file cannot be read. TypeError: neither a path nor an array. ValueError: the array is
+                not an 8-bit RGB photo.
         """
         if isinstance(photo, str | Path):
             return open_photo(Path(photo), self._memory // _PHOTO_SHARE)
+        if not isinstance(photo, np.ndarray):
+            raise TypeError(
+                f"a photo is a path or a (H, W, 3) uint8 RGB array, not a {type(photo).__name__}; "
+                'for a Pillow image give np.asarray(image.convert("RGB")), for a tensor its numpy() form'
+            )
         if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
             raise ValueError(
                 f"a photo is a (H, W, 3) uint8 RGB array, not {photo.dtype} of shape {photo.shape}"
             )
+        if not photo.size:
+            raise ValueError(f"the photo is empty: its shape is {photo.shape}")
         return PhotoInMemory(photo)
 
     def bands(self, photo: PhotoRows) -> Iterator[Band]:

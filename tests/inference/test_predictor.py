@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from src.inference import Predictor, semantic_scores
@@ -84,6 +85,11 @@ def test_tiny_photos(network: Segmenter, size: tuple[int, int]) -> None:
 def test_wrong_arguments(network: Segmenter) -> None:
     with pytest.raises(ValueError, match="uint8 RGB"):
         Predictor(network)(np.zeros((70, 70), np.uint8))
+    with pytest.raises(ValueError, match="empty"):
+        Predictor(network)(np.zeros((0, 70, 3), np.uint8))
+    for other in (Image.new("RGB", (70, 70)), b"photo", torch.zeros(70, 70, 3, dtype=torch.uint8)):
+        with pytest.raises(TypeError, match=type(other).__name__):
+            Predictor(network)(other)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mode"):
         Predictor(network, mode="fast")
     with pytest.raises(ValueError, match="epsilon"):
