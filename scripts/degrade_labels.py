@@ -6,7 +6,9 @@ Every connected region of the given id is treated on its own, as an annotator in
 
 1. with probability ``--missed`` it is left out;
 2. its outline becomes a coarse polygon (Douglas-Peucker, a tolerance of ``--tolerance`` pixels; holes are filled);
-3. the polygon is dilated or eroded by a disc whose radius is drawn uniformly from 0 to ``--noise`` pixels.
+3. the polygon is dilated or eroded by a disc whose radius is drawn uniformly from 0 to ``--noise`` pixels, and moved
+   by ``--bias`` pixels: a model whose outlines are all too wide (above 0) or too narrow (below) teaches differently
+   from one whose errors cancel out.
 
 What is drawn depends on ``--seed`` and the file's name alone. Output: index PNGs with 0 and ``--value``.
 """
@@ -35,17 +37,19 @@ def degrade(
     missed: float = 0.1,
     tolerance: float = 4.0,
     noise: int = 3,
+    bias: int = 0,
 ) -> NDArray[np.bool_]:
     """A bad copy of a mask.
 
     Args:
         mask: (H, W). rng: of every random choice. missed: probability of losing a region.
         tolerance: of the polygon, pixels. noise: largest radius of dilation and erosion, pixels.
+        bias: added to every radius, pixels; below 0 for erosion.
     """
     count, regions = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     degraded = np.zeros(mask.shape, np.uint8)
     for number in range(1, count):
-        keep, radius = rng.random() >= missed, int(rng.integers(-noise, noise + 1))
+        keep, radius = rng.random() >= missed, int(rng.integers(-noise, noise + 1)) + bias
         if not keep:
             continue
         outlines, _ = cv2.findContours(
@@ -72,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--missed", type=float, default=0.1, help="share of regions left out")
     parser.add_argument("--tolerance", type=float, default=4.0, help="of the polygons, pixels")
     parser.add_argument("--noise", type=int, default=3, help="largest radius of dilation or erosion, pixels")
+    parser.add_argument("--bias", type=int, default=0, help="added to every radius, pixels")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     with explained():
@@ -86,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path in track(files, "degrading", transient=True):
             mask = read_label(path) == options.id
             rng = np.random.default_rng([options.seed, zlib.crc32(path.stem.encode())])
-            degraded = degrade(mask, rng, options.missed, options.tolerance, options.noise)
+            degraded = degrade(mask, rng, options.missed, options.tolerance, options.noise, options.bias)
             shared += int((mask & degraded).sum())
             either += int((mask | degraded).sum())
             colours = np.zeros((options.value + 1, 3), np.uint8)

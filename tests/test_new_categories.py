@@ -186,6 +186,11 @@ class TestDegrading:
     def test_without_noise_simple_shapes_stay(self) -> None:
         mask = self.shapes()
         assert np.array_equal(degrade(mask, np.random.default_rng(0), missed=0, tolerance=1, noise=0), mask)
+        wide = degrade(mask, np.random.default_rng(0), missed=0, tolerance=1, noise=0, bias=2)
+        narrow = degrade(mask, np.random.default_rng(0), missed=0, tolerance=1, noise=0, bias=-2)
+        assert narrow.sum() < mask.sum() < wide.sum()
+        assert not (narrow & ~mask).any()
+        assert not (mask & ~wide).any()
 
     def test_a_folder(self, lake: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         arguments = ["--labels", str(lake / "annotations/train"), "--id", "4"]
