@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_TERMINATED = 128 + 15  # what a shell reports of a program that SIGTERM ended
+
 
 class UserError(ValueError):
     """Something that whoever started the program can mend.
@@ -17,9 +19,17 @@ class UserError(ValueError):
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """End the program with the message of a ``UserError``, without a traceback, and exit code 1."""
+    """End the program with the message of a ``UserError``, without a traceback, and exit code 1.
+
+    An exit without a code counts as success; a framework that gives up its work that way (on a signal) must not.
+    """
     try:
         yield
+    except SystemExit as stopped:
+        if stopped.code is None:
+            print("error: stopped before the end", file=sys.stderr)
+            raise SystemExit(_TERMINATED) from None
+        raise
     except UserError as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -52,6 +52,8 @@ def train(config: DictConfig) -> float | None:
     torch.set_float32_matmul_precision("high")
 
     data: SegmentationDataModule = build(config.data)
+    data.prepare_data()
+    data.setup("fit")  # faults of the data are told before a network is built and a run recorded
     module = SegmentationModule(
         network=_network(config),
         criterion=build(config.loss),
@@ -69,13 +71,13 @@ def train(config: DictConfig) -> float | None:
             OmegaConf.save(OmegaConf.create(plain), folder / "config.yaml")
         untrained = None
         if config.recipe.validate_first and not config.resume:
-            data.expect("fit")
             trainer.validate(module, data, verbose=False)
             untrained = module.latest_scores
         trainer.fit(module, data, ckpt_path=config.resume, weights_only=True)
         wandb.finish()  # says what it has to say before the results
-        if trainer.is_global_zero and module.latest_scores is not None:
-            print_results(Path(config.run_dir), module.class_names, module.latest_scores, untrained)
+        if trainer.is_global_zero:
+            scores = None if module.latest_scores is untrained else module.latest_scores
+            print_results(Path(config.run_dir), module.class_names, scores, untrained)
         score = trainer.callback_metrics.get("val/mBIoU")
         return None if score is None else float(score)
     finally:
@@ -86,9 +88,10 @@ def announce(config: DictConfig) -> None:
     """Say first which data and recipe are used, and how to choose others."""
     choices = HydraConfig.get().runtime.choices
     log.info(
-        "%s: model/size=%s, data=%s (%s), recipe=%s (%s steps of %s crops, %s px)",
+        "%s: model/size=%s (%s), data=%s (%s), recipe=%s (%s steps of %s crops, %s px)",
         config.name,
         choices.get("model/size"),
+        config.model.backbone.name,
         choices["data"],
         config.data.get("root"),
         choices["recipe"],

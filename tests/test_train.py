@@ -19,7 +19,7 @@ from src.data.targets import boundary_map
 from src.engine.memory import checkpoint_network
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
-from src.errors import UserError
+from src.errors import UserError, explained
 from src.evaluate import evaluate
 from src.structures import Targets
 from src.train import train
@@ -160,6 +160,58 @@ def test_a_run_leaves_checkpoints_scores_curves_and_pictures(
     again = json.loads((tmp_path / "evaluation" / "scores.json").read_text())
     assert again["class"] == scores["class"]
     assert result == pytest.approx(100 * scores["class"]["mean"]["BIoU"], abs=1e-3)
+
+
+@pytest.mark.parametrize("val_every", [2, 100])
+def test_the_last_step_is_validated_whatever_the_interval(
+    configure: Callable[..., DictConfig],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    val_every: int,
+) -> None:
+    quiet = ["callbacks.panels=null", "callbacks.early_look=null", "metrics.boundary_f1=false"]
+    train(configure(*quiet, f"recipe.val_every={val_every}", steps=3))
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["val/mBIoU"]]
+    assert [int(row["step"]) for row in rows] == ([1, 2] if val_every == 2 else [2])  # counted from 0
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert scores["class"]["mean"]["BIoU"] == pytest.approx(float(rows[-1]["val/mBIoU"]) / 100, abs=1e-4)
+    assert "best.ckpt" in capsys.readouterr().out
+
+
+def test_a_run_without_validation_claims_no_scores(
+    configure: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = ["callbacks.panels=null", "callbacks.early_look=null", "metrics.boundary_f1=false"]
+    train(
+        configure(
+            *quiet, "callbacks.last_validation=null", "recipe.val_every=100", "recipe.validate_first=true"
+        )
+    )
+    printed = capsys.readouterr().out
+    assert "no scores" in printed
+    assert "now:" not in printed
+    assert "best.ckpt" not in printed
+    assert "last.ckpt" in printed
+    assert not (tmp_path / "run" / "scores.json").exists()
+
+
+def test_missing_data_is_told_before_anything_is_made(
+    configure: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="xiechenxi99"):
+        train(configure(f"data.root={tmp_path / 'absent'}"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_giving_up_is_no_success() -> None:
+    """Lightning ends a program that got SIGTERM with an exit that has no code."""
+    with pytest.raises(SystemExit) as stopped, explained():
+        raise SystemExit
+    assert stopped.value.code == 143
+    with pytest.raises(SystemExit) as stopped, explained():
+        raise SystemExit(3)
+    assert stopped.value.code == 3
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,6 @@ class SegmentationDataModule(LightningDataModule):
         self._seed = seed
         self._synthetic = synthetic
         self._sources: dict[str, PhotoSource] = {}
-        self._expected: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -132,10 +131,6 @@ class SegmentationDataModule(LightningDataModule):
         if self._synthetic is not None:
             write_synthetic_dataset(self._root, class_ids=self.taxonomy.ids, **self._synthetic)
 
-    def expect(self, stage: str) -> None:
-        """Have the next ``setup`` check the files of a later stage too, so that errors come before long work."""
-        self._expected = _STAGES[stage]
-
     def setup(self, stage: str) -> None:
         """Find and check the files of the splits that ``stage`` reads.
 
@@ -143,7 +138,7 @@ class SegmentationDataModule(LightningDataModule):
             DatasetError: folders or files are missing, unmatched or empty.
             StoreError: the store is unfinished, of a newer version, or the files it was made of have changed.
         """
-        for split in dict.fromkeys((*self._expected, *_STAGES[stage])):
+        for split in _STAGES[stage]:
             if split not in self._sources and not self._is_streamed(split):
                 self._sources[split] = self._source(split)
 

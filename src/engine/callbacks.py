@@ -38,6 +38,16 @@ class LastCheckpoint(ModelCheckpoint):
             trainer.save_checkpoint(self.format_checkpoint_name({}))
 
 
+class LastValidation(Callback):
+    """Validates after the last step too, whatever the interval, so that a run ends with scores of what it made."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: CropBatch, batch_idx: int
+    ) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # Lightning validates before it stops
+
+
 class Throughput(Callback):
     """Logs crops per second of this process and the share of the time spent waiting for data."""
 

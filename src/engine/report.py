@@ -14,29 +14,36 @@ from src.metrics.table import class_table, render, without_curve, write_csv, wri
 def print_results(
     folder: Path,
     class_names: Sequence[str],
-    scores: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor] | None,
     untrained: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Print the final validation scores and where everything lies; write the table as JSON and CSV.
 
     Args:
         folder: of the run. class_names: K names.
-        scores: of the last validation, see ``SegmentationMetrics.compute``.
+        scores: of the validation after the last step, see ``SegmentationMetrics.compute``; None without one.
         untrained: of the network before training, for comparison.
     """
     console = Console(soft_wrap=True, highlight=False)
-    table = class_table(scores, class_names)
-    console.print(render(without_curve(table), "validation, at the end of training"))
-    write_csv(folder / "scores.csv", table)
-    write_json(folder / "scores.json", table, split="val", images=int(scores["images"]))
-    if untrained is not None:
-        console.print(
-            f"before training: mIoU {100 * untrained['mIoU']:.2f}, BIoU {100 * untrained['mBIoU']:.2f}; "
-            f"now: mIoU {100 * scores['mIoU']:.2f}, BIoU {100 * scores['mBIoU']:.2f}"
-        )
+    if scores is None:
+        console.print("no validation after training, so no scores")
+    else:
+        table = class_table(scores, class_names)
+        console.print(render(without_curve(table), "validation, at the end of training"))
+        write_csv(folder / "scores.csv", table)
+        write_json(folder / "scores.json", table, split="val", images=int(scores["images"]))
+        if untrained is not None:
+            console.print(
+                f"before training: mIoU {100 * untrained['mIoU']:.2f}, BIoU {100 * untrained['mBIoU']:.2f}; "
+                f"now: mIoU {100 * scores['mIoU']:.2f}, BIoU {100 * scores['mBIoU']:.2f}"
+            )
     panels = sorted((folder / "panels").glob("step_*/*.png"))
-    console.print(f"checkpoint      {folder / 'checkpoints' / 'best.ckpt'}")
-    console.print(f"metrics table   {folder / 'scores.csv'} (and .json)")
+    for checkpoint in (folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"):
+        if checkpoint.is_file():
+            console.print(f"checkpoint      {checkpoint}")
+            break
+    if scores is not None:
+        console.print(f"metrics table   {folder / 'scores.csv'} (and .json)")
     console.print(f"training curve  {folder / 'metrics.csv'}")
     if panels:
         console.print(f"predictions     {panels[-1].parent} ({panels[-1].name} and others)")

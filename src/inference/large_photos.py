@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from src.photos import read_photo
+from src.photos import PhotoError, read_photo
 
 _REDUCED_ROWS = 64  # made at a time
 
@@ -69,8 +69,10 @@ def open_photo(path: Path, memory: int) -> PhotoRows:
     Decoding itself needs the whole photo in memory, before anything else does.
 
     Raises:
-        PhotoError: the file cannot be read.
+        PhotoError: the file is not there or cannot be read.
     """
+    if not path.is_file():
+        raise PhotoError(f"{path}: no such file")
     pixels = read_photo(path)
     return PhotoInMemory(pixels) if pixels.nbytes <= memory else PhotoOnDisk(pixels)
 
