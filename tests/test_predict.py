@@ -255,7 +255,7 @@ def test_memory_does_not_grow_with_the_height(checkpoint: Path, tmp_path: Path) 
                 "inference=tiled",
                 "inference.window=[384,512]",
                 "inference.overlap=96",
-                "inference.memory_gb=1.2",
+                "inference.memory_gb=1.4",
             ),
         ]
         result = subprocess.run(
