@@ -170,8 +170,9 @@ def test_every_layer_imposes_the_piloted_masks():
     pilots = MaskPiloting(K, D, 7, point_noise=0.5)(TWO_IMAGES)
     seen: list[Tensor] = []
     for layer in network.layers:
-        layer.cross_attention.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[3]))
+        layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[4]))
     network(pixels, pilots)
+    assert len(seen) == 6
     for index, attend in enumerate(seen):
         step = (8, 4, 2)[index % 3]
         middle = pilots.attend[..., step // 2 :: step, step // 2 :: step].flatten(2)
