@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from src.models.position import sine_position
+from src.models.transformer_decoder import masked_attention
 from src.models.transformer_decoder.masked_attention import MaskedAttentionDecoder
 from src.structures import PilotedQueries, PixelFeatures
 
@@ -77,8 +78,12 @@ def plain_decoder(decoder, features, b):
     return [*predictions, (decoder.class_head(normed), logits)]
 
 
+@pytest.mark.parametrize(
+    "rows", [1, 3, 1000]
+)  # of keys at a time, in the finest memory; 8 are not divisible by 3
 @torch.no_grad()
-def test_equals_a_plain_computation(decoder):
+def test_equals_a_plain_computation(decoder, rows, monkeypatch):
+    monkeypatch.setattr(masked_attention, "_PART_BYTES", rows * 2 * 12 * WIDTH * 4)
     features = pixels()
     layers = decoder(features)
     assert len(layers) == 5
@@ -205,6 +210,16 @@ def test_groups_of_piloted_queries_do_not_see_each_other(decoder):
     a, b = decoder(features, piloted)[-1], decoder(features, changed)[-1]
     assert torch.equal(a.class_logits[:, :2], b.class_logits[:, :2])
     assert not torch.equal(a.class_logits[:, 2:4], b.class_logits[:, 2:4])
+
+
+@torch.no_grad()
+def test_keys_in_parts_have_the_precision_of_the_block(decoder, monkeypatch):
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = decoder(pixels())[-1]
+        monkeypatch.setattr(masked_attention, "_PART_BYTES", 1)
+        parts = decoder(pixels())[-1]
+    assert parts.class_logits.dtype == whole.class_logits.dtype == torch.bfloat16
+    assert torch.equal(parts.class_logits, whole.class_logits)
 
 
 def test_an_unknown_activation_is_named():
