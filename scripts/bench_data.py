@@ -6,7 +6,8 @@
 The released pipeline is written again from its description: decode the photo (OpenCV) and its label map (Pillow, for
 OpenCV cannot give the ids of a palette), resize both whole, look for a window in which no class has 75 %, flip,
 distort the colours step by step, make the boundary map and pack. All ways take turns on the same photos at the same
-scales. One core: processor time, because other programs only lengthen the wall's. Loader: crops of wall time.
+scales. One core: processor time, because other programs only lengthen the wall's, each way in a process of its own.
+Loader: crops of wall time.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import gc
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -310,20 +312,46 @@ def pack(store: Path, folder: Path) -> Path:
 
 
 def one_core(ways: dict[str, Make], photos: int, rounds: int, memory: dict[str, float]) -> None:
-    """In turns of eight crops, of which the first finds the caches full of another way's data."""
-    spent = dict.fromkeys(ways, 0.0)
-    for make in ways.values():
-        make(0, np.random.default_rng(0))
-    for first in range(0, rounds, 8):
-        for name, make in ways.items():
-            start = time.process_time()
-            for number in range(first, first + 8):
-                make(number % photos, np.random.default_rng(number))
-            spent[name] += time.process_time() - start
+    works = {
+        name: lambda number, make=make: make(number % photos, np.random.default_rng(number))
+        for name, make in ways.items()
+    }
+    spent = in_turns(works, [range(first, first + 8) for first in range(0, rounds, 8)])
     print(f"\n{'crops, one core':34}{'ms':>8}{'crops/s':>9}{'ratio':>7}{'MB of memory':>14}")
     for name, seconds in spent.items():
         rate, ratio = rounds / seconds, spent["released"] / seconds
         print(f"{name:34}{1000 / rate:8.1f}{rate:9.1f}{ratio:7.1f}{memory[name]:14.0f}")
+
+
+def in_turns(works: Mapping[str, Callable[[int], Any]], turns: list[range]) -> dict[str, float]:
+    """Processor seconds of every way: in turns, and each in a process of its own, as in use, with its own heap."""
+    context = multiprocessing.get_context("fork")
+    spent = dict.fromkeys(works, 0.0)
+    with ExitStack() as stack:
+        pipes = {}
+        for name, work in works.items():
+            pipes[name], far = context.Pipe()
+            process = context.Process(target=_answer, args=(work, far), daemon=True)
+            process.start()
+            stack.callback(process.terminate)
+        for number, turn in enumerate([turns[0], *turns]):
+            for name, pipe in pipes.items():
+                pipe.send(turn)
+                seconds = pipe.recv()
+                spent[name] += (
+                    seconds if number else 0
+                )  # the first turn loads code and fills the disk's cache
+    return spent
+
+
+def _answer(work: Callable[[int], Any], pipe: Connection) -> None:
+    quiet_worker(0)
+    while True:
+        turn = pipe.recv()
+        start = time.process_time()
+        for number in turn:
+            work(number)
+        pipe.send(time.process_time() - start)
 
 
 def stages(ways: dict[str, Make], released: Stopwatch, photos: int, rounds: int) -> None:
@@ -354,12 +382,8 @@ def stages(ways: dict[str, Make], released: Stopwatch, photos: int, rounds: int)
 
 
 def whole_photos(loads: dict[str, Callable[[int], Any]], photos: int, rounds: int = 3) -> None:
-    spent = dict.fromkeys(loads, 0.0)
-    for number in range(-1, rounds * photos):
-        for name, load in loads.items():
-            start = time.process_time()
-            load(number % photos)
-            spent[name] += (time.process_time() - start) * (number >= 0)
+    works = {name: lambda number, load=load: load(number % photos) for name, load in loads.items()}
+    spent = in_turns(works, [range(photos)] * rounds)
     print(f"\n{'whole photos, one core':34}{'ms':>8}{'ratio':>16}")
     for name, seconds in spent.items():
         print(f"{name:34}{1000 * seconds / rounds / photos:8.1f}{spent['released'] / seconds:16.1f}")
