@@ -291,10 +291,6 @@ class RestartJpeg:
             self._checks[firsts[:, 0]],
             self._checks[firsts[:, 0] + last - first],
         ]
-        if last - first == self._per_row:  # whole rows follow each other, so they are one run
-            edges = [
-                edge[index : index + 1 or None] for edge, index in zip(edges, (0, -1, 0, -1), strict=True)
-            ]
         for start, stop, before, behind in zip(*(edge.tolist() for edge in edges), strict=True):
             run = coded[start:stop]
             if crc32(run, before) != behind:
