@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python -m src.train experiment=massformer model/size=nano \
-		recipe.steps=400 recipe.val_every=200 hydra.run.dir=outputs/demo
+		recipe.steps=260 recipe.val_every=260 hydra.run.dir=outputs/demo
 
 lint: setup
 	$(BIN)/ruff check .
