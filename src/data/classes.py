@@ -147,8 +147,10 @@ class ClassMap:
                 counts.
         """
         if self._unchanged:
+            if raw.max(initial=0) < self._unchanged:
+                return raw
             others = raw >= self._unchanged
-            if not others.any() or (raw[others] == IGNORE).all():
+            if (raw[others] == IGNORE).all():
                 return raw
         label = cv2.LUT(np.ascontiguousarray(raw), self._table).astype(np.uint8, copy=False)
         unknown = label == self._UNKNOWN
