@@ -334,13 +334,11 @@ def in_turns(works: Mapping[str, Callable[[int], Any]], turns: list[range]) -> d
             process = context.Process(target=_answer, args=(work, far), daemon=True)
             process.start()
             stack.callback(process.terminate)
-        for number, turn in enumerate([turns[0], *turns]):
+        # Once before it counts, to load code and fill the disk's cache.
+        for turn, counts in [(turns[0], False), *((turn, True) for turn in turns)]:
             for name, pipe in pipes.items():
                 pipe.send(turn)
-                seconds = pipe.recv()
-                spent[name] += (
-                    seconds if number else 0
-                )  # the first turn loads code and fills the disk's cache
+                spent[name] += pipe.recv() * counts
     return spent
 
 

@@ -21,7 +21,7 @@ from src.config import CONFIG_DIR, build, to_plain
 from src.data.datamodule import SPLITS, SegmentationDataModule
 from src.data.folder import DatasetError, Pair
 from src.data.store.convert import convert_split, verify_split
-from src.data.store.restart_jpeg import find_jpegtran
+from src.data.store.jpegtran import find_jpegtran
 from src.data.store.shards import INDEX, write_shards
 from src.errors import UserError, explained
 

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from src.losses.edge import edge_loss
+from src.losses.mask import dice_loss, mask_loss, matched_logits
 from src.losses.matcher import HungarianMatcher
 from src.losses.points import SampledPoints, UncertaintyPoints, sample_points
 from src.structures import IGNORE, PilotedQueries, QueryPrediction, Targets, TrainingPrediction
@@ -40,25 +40,6 @@ class ImageTargets(NamedTuple):
 
 
 Assignment = tuple[Tensor, Tensor]  # query indices and target indices of one image
-
-
-def mask_loss(logits: Tensor, masks: Tensor, weights: Tensor, num_masks: float) -> Tensor:
-    """Weighted binary cross-entropy of T masks at N points, (T, N) each, over num_masks x N."""
-    loss = F.binary_cross_entropy_with_logits(logits, masks, reduction="none") * weights
-    return loss.mean(1).sum() / num_masks
-
-
-def dice_loss(logits: Tensor, masks: Tensor, num_masks: float, trust: Tensor | None = None) -> Tensor:
-    """1 - (2 sum p t + 1) / (sum p + sum t + 1) of T masks at N points, (T, N) each, over num_masks.
-
-    With ``trust`` (T, N) every point counts as that share of a point in all three sums.
-    """
-    probability = logits.sigmoid()
-    shared = probability * masks
-    if trust is not None:
-        shared, probability, masks = trust * shared, trust * probability, trust * masks
-    overlap = 2 * shared.sum(1) + 1
-    return (1 - overlap / (probability.sum(1) + masks.sum(1) + 1)).sum() / num_masks
 
 
 class SetCriterion(nn.Module):
@@ -209,7 +190,7 @@ class SetCriterion(nn.Module):
         assignment: Sequence[Assignment],
         num_masks: float,
     ) -> dict[str, Tensor]:
-        logits = _matched_logits(layer, [queries for queries, _ in assignment])
+        logits = matched_logits(layer, [queries for queries, _ in assignment])
         if len(logits) == 0:  # keeps every parameter in the graph, as distributed training needs
             zero = logits.sum() + layer.mask_embeddings.sum() * 0 + layer.mask_features.sum() * 0
             return {f"{name}loss_mask": zero, f"{name}loss_dice": zero}
@@ -238,22 +219,6 @@ class SetCriterion(nn.Module):
             terms[f"{name}loss_class"] = self.class_weight * total / max(count, 1)
             terms |= self._mask_terms(name, layer, images, assignment, num_masks)
         return terms
-
-
-def _matched_logits(layer: QueryPrediction, queries: Sequence[Tensor]) -> Tensor:
-    """(T, h, w) mask logits of the matched queries of all images: T of them are multiplied out, instead of B Q.
-
-    One product for the whole batch, in the features' own layout (pixels, channels): its gradient is one map, while
-    that of a product per image would be copied. It goes row by row, because libraries are slow at the gradient of
-    a few queries when that is one sum over all pixels.
-    """
-    chosen = pad_sequence(
-        [embeddings[picked] for embeddings, picked in zip(layer.mask_embeddings, queries, strict=True)],
-        batch_first=True,
-    )  # (B, most T, D), zeros where an image has fewer
-    pixels = layer.mask_features.permute(0, 2, 3, 1)  # (B, h, w, D)
-    logits = (pixels @ chosen.transpose(1, 2)[:, None]).permute(0, 3, 1, 2)
-    return torch.cat([found[: len(picked)] for found, picked in zip(logits, queries, strict=True)])
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from src.data.source import Window
 from src.data.store import convert
 from src.data.store.convert import convert_split, verify_split
 from src.data.store.entry import Entry, StoreError, pack_entry
-from src.data.store.restart_jpeg import add_restart_markers, find_jpegtran, with_orientation
+from src.data.store.jpegtran import add_restart_markers, find_jpegtran, with_orientation
 from src.data.store.source import StoreSource
 from src.data.targets import boundary_map
 from src.errors import UserError, message_of

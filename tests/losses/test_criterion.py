@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.losses import criterion as module
-from src.losses.criterion import SetCriterion, dice_loss, mask_loss
+from src.losses.criterion import SetCriterion
+from src.losses.mask import dice_loss, mask_loss
 from src.losses.matcher import HungarianMatcher
 from src.losses.points import BoundaryPoints, SampledPoints, UncertaintyPoints, sample_points
 from src.structures import IGNORE, PilotedQueries, QueryPrediction, Targets, TrainingPrediction

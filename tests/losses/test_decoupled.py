@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from src.errors import UserError
-from src.losses.criterion import SetCriterion, dice_loss
+from src.losses.criterion import SetCriterion
 from src.losses.decoupled import DecoupledCriterion
+from src.losses.mask import dice_loss
 from src.losses.matcher import HungarianMatcher
 from src.losses.points import BoundaryPoints, TrustedPoints, boundary_weight
 from src.structures import IGNORE, PilotedQueries, QueryPrediction, Targets, TrainingPrediction

@@ -23,14 +23,9 @@ from src.data.folder import FilePhoto, Pair
 from src.data.source import Window
 from src.data.store.disk import full_disk_explained
 from src.data.store.entry import SUFFIX, Entry, StoreError, pack_entry
+from src.data.store.jpegtran import add_restart_markers, find_jpegtran, with_orientation
 from src.data.store.manifest import FILE, Fingerprint, Manifest, Record
-from src.data.store.restart_jpeg import (
-    JpegError,
-    UnsuitableJpeg,
-    add_restart_markers,
-    find_jpegtran,
-    with_orientation,
-)
+from src.data.store.restart_jpeg import JpegError, UnsuitableJpeg
 from src.errors import UserError
 from src.files import write_atomically
 from src.photos import PhotoError, photo_orientation, read_label, read_photo
