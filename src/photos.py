@@ -234,11 +234,6 @@ def _orientation(path: Path, photo: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def with_spare_channel(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 3) to (H, W, 4)."""
-    return cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA).astype(np.uint8, copy=False)
-
-
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Apply an EXIF orientation; 5 to 8 exchange height and width."""
     if orientation >= 5:

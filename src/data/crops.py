@@ -2,14 +2,14 @@
 
 The released pipeline of MaSS13K (CVPR 2025) decodes a photo, resizes all of it (up to 50 megapixels) and then
 cuts 1024x1024 pixels. Here the window is chosen first, from the photo's size and label map alone, and only
-the source pixels under it are resized. The distribution of crops is the same and so are the pixels, up to
-the rounding of the interpolation; the work is a fraction.
+the source pixels under it are resized. The distribution of crops is the same; the work is a fraction.
 
     H, W  photo size   h, w  size of the scaled photo   S  crop size
 
-Deviation from the release: the label of a pixel is the label under the pixel's centre, as the colours are.
-The release takes the label under the pixel's corner, which shifts labels by up to half a source pixel
-against the photo whenever the scale is not 1.
+Deviations from the release. A window begins at a whole source pixel, less than one above and left of where it
+was drawn, so that any resizing will do, which knows no fractional offset. And the label of a pixel is the label
+under the pixel's centre, as the colours are; the release takes the label under the pixel's corner, which shifts
+labels by up to half a source pixel against the photo whenever the scale is not 1.
 """
 
 from __future__ import annotations
@@ -166,21 +166,18 @@ def cut_image(photo: LabelledPhoto, size: tuple[int, int], window: Window) -> ND
     """The window of the photo scaled to ``size`` (bilinear), reading only what lies under it."""
     if size == photo.size:
         return photo.image(window)
-    top, height, row_step, row_start = _bilinear(window.top, window.height, photo.size[0], size[0])
-    left, width, column_step, column_start = _bilinear(window.left, window.width, photo.size[1], size[1])
-    # A fourth channel makes it more than twice as fast and changes nothing.
-    source = photo.image(Window(top, left, height, width), channels=4)
-    # Not cv2.resize: it knows no fractional offset, and the window starts anywhere between two source pixels.
-    # OpenCV 5 samples at exact positions; before, they were rounded to 1/32 pixel.
-    to_source = np.array([[column_step, 0, column_start], [0, row_step, row_start]])
-    scaled = cv2.warpAffine(
-        source,
-        to_source,
-        (window.width, window.height),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
+    top, height = _source_range(window.top, window.height, photo.size[0], size[0])
+    left, width = _source_range(window.left, window.width, photo.size[1], size[1])
+    # Both factors are given, not the size, which would change them by up to a source pixel over the window. OpenCV
+    # copies where they change the window's size by less than half a pixel.
+    scaled = cv2.resize(
+        photo.image(Window(top, left, height, width)),
+        None,
+        fx=size[1] / photo.size[1],
+        fy=size[0] / photo.size[0],
+        interpolation=cv2.INTER_LINEAR,
     )
-    return cv2.cvtColor(scaled, cv2.COLOR_RGBA2RGB).astype(np.uint8, copy=False)
+    return scaled[: window.height, : window.width].astype(np.uint8, copy=False)
 
 
 def _transposed(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -197,21 +194,22 @@ def _label_grid(
 
 
 def _nearest(start: int, length: int, source: int, scaled: int) -> NDArray[np.intp]:
-    """Source pixels that contain the centres of scaled pixels start..start+length, along one axis."""
-    centres = (2 * np.arange(start, start + length, dtype=np.intp) + 1) * source
-    return centres // (2 * scaled)  # in integers: floor((i + 0.5) * source / scaled) without rounding
+    """Source pixels that contain the centres of scaled pixels, along one axis."""
+    centres = (2 * np.arange(length, dtype=np.intp) + 1) * source
+    # In integers: floor((i + 0.5) * source / scaled) without rounding.
+    return _origin(start, source, scaled) + centres // (2 * scaled)
 
 
-def _bilinear(start: int, length: int, source: int, scaled: int) -> tuple[int, int, float, float]:
-    """Source range that bilinear sampling of scaled pixels start..start+length needs, along one axis.
+def _source_range(start: int, length: int, source: int, scaled: int) -> tuple[int, int]:
+    """First source pixel under a window, and how many its bilinear sampling needs, along one axis."""
+    first = _origin(start, source, scaled)
+    covered = -(-length * source // scaled)
+    sampled = ((2 * length - 1) * source + 3 * scaled) // (
+        2 * scaled
+    )  # with the last centre's right neighbour
+    return first, min(max(covered, sampled), source - first)
 
-    Returns:
-        First source pixel, number of source pixels, step in source pixels, and the position of the first
-        sample relative to the first source pixel.
-    """
-    step = source / scaled
-    first = (start + 0.5) * step - 0.5
-    last = (start + length - 0.5) * step - 0.5
-    low = max(0, int(np.floor(first)))
-    high = min(source, int(np.floor(last)) + 2)
-    return low, high - low, step, first - low
+
+def _origin(start: int, source: int, scaled: int) -> int:
+    """The source pixel where a window begins that starts at pixel ``start`` of the scaled photo."""
+    return start * source // scaled

@@ -23,7 +23,7 @@ from src.data.partial_png import PartialLabel
 from src.data.preview import LabelPreview
 from src.data.source import Window
 from src.errors import UserError
-from src.photos import LABEL_SUFFIXES, PHOTO_SUFFIXES, PhotoError, photo_header, with_spare_channel
+from src.photos import LABEL_SUFFIXES, PHOTO_SUFFIXES, PhotoError, photo_header
 
 log = logging.getLogger(__name__)
 
@@ -172,10 +172,9 @@ class FilePhoto:
         """
         return self._class_map(self.raw_label(window), str(self._pair.label))
 
-    def image(self, window: Window, channels: int = 3) -> NDArray[np.uint8]:
+    def image(self, window: Window) -> NDArray[np.uint8]:
         """RGB under the window; raises ``PhotoError`` when the photo is damaged."""
-        pixels = read_window(self._pair.image, window, *self._header)
-        return pixels if channels == 3 else with_spare_channel(pixels)
+        return read_window(self._pair.image, window, *self._header)
 
     def raw_label(self, window: Window) -> NDArray[np.uint8]:
         """(height, width) uint8 ids as the file holds them; raises ``PhotoError`` as ``label`` does."""

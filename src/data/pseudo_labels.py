@@ -24,7 +24,7 @@ from src.data.folder import DatasetError, files_by_stem, listed
 from src.data.preview import LabelPreview
 from src.data.source import LabelledPhoto, PhotoSource, Window
 from src.errors import UserError
-from src.photos import LABEL_SUFFIXES, PhotoError, photo_size, read_label, read_photo, with_spare_channel
+from src.photos import LABEL_SUFFIXES, PhotoError, photo_size, read_label, read_photo
 from src.structures import IGNORE
 
 log = logging.getLogger(__name__)
@@ -166,8 +166,8 @@ class PseudoLabelledPhoto:
     def size(self) -> tuple[int, int]:
         return self._photo.size
 
-    def image(self, window: Window, channels: int = 3) -> NDArray[np.uint8]:
-        return self._photo.image(window, channels)
+    def image(self, window: Window) -> NDArray[np.uint8]:
+        return self._photo.image(window)
 
     def label(self, window: Window) -> NDArray[np.uint8]:
         """(h, w, N+1) uint8 under the window."""
@@ -200,9 +200,8 @@ class UnlabelledPhoto:
     def label(self, window: Window) -> NDArray[np.uint8]:
         return np.full((window.height, window.width), IGNORE, np.uint8)
 
-    def image(self, window: Window, channels: int = 3) -> NDArray[np.uint8]:
-        pixels = self._pixels[window.slices]
-        return pixels if channels == 3 else with_spare_channel(pixels)
+    def image(self, window: Window) -> NDArray[np.uint8]:
+        return self._pixels[window.slices]
 
     @cached_property
     def _pixels(self) -> NDArray[np.uint8]:

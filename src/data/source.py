@@ -48,8 +48,8 @@ class LabelledPhoto(Protocol):
     def label(self, window: Window) -> NDArray[np.uint8]:
         """(height, width) uint8 class ids under the window."""
 
-    def image(self, window: Window, channels: int = 3) -> NDArray[np.uint8]:
-        """(height, width, 3) uint8 RGB under the window; or 4 channels, for speed, the last without a meaning."""
+    def image(self, window: Window) -> NDArray[np.uint8]:
+        """(height, width, 3) uint8 RGB under the window."""
 
 
 class PhotoSource(Protocol):

@@ -240,7 +240,7 @@ class FakePhoto:
     def label(self, window: Window) -> np.ndarray:
         return self.ids[window.slices]
 
-    def image(self, window: Window, channels: int = 3) -> np.ndarray:
+    def image(self, window: Window) -> np.ndarray:
         raise AssertionError
 
 

@@ -183,14 +183,11 @@ class Entry:
         except LabelError as error:
             raise self._damaged(str(error)) from error
 
-    def image(self, window: Window, channels: int = 3) -> NDArray[np.uint8]:
-        """(height, width, 3) uint8 RGB under a window of the upright photo; raises ``StoreError``.
-
-        With 4 channels the last has no meaning.
-        """
+    def image(self, window: Window) -> NDArray[np.uint8]:
+        """(height, width, 3) uint8 RGB under a window of the upright photo; raises ``StoreError``."""
         stored = stored_window(window, self.info.size, self.info.orientation)
         try:
-            return upright(self._jpeg.decode(stored, channels), self.info.orientation)
+            return upright(self._jpeg.decode(stored), self.info.orientation)
         except JpegError as error:
             raise self._damaged(f"photo: {error}") from error
 

@@ -178,8 +178,8 @@ class RestartJpeg:
         if not len(segments) == len(checks) == frame.mcu_rows * self._per_row:
             raise JpegError(f"an index of {len(segments)} segments does not fit the header")
 
-    def decode(self, window: Window, channels: int = 3) -> NDArray[np.uint8]:
-        """(height, width, channels) uint8 RGB under a window of the stored photo; a fourth channel has no meaning.
+    def decode(self, window: Window) -> NDArray[np.uint8]:
+        """(height, width, 3) uint8 RGB under a window of the stored photo.
 
         Raises:
             JpegError: the coded bytes are damaged.
@@ -192,7 +192,7 @@ class RestartJpeg:
         last = -(-min(frame.width, window.left + window.width + MARGIN) // width)
         top, left = first_row * height, first * width
         size = min(frame.height, last_row * height) - top, min(frame.width, last * width) - left
-        pixels = self._decode(self._splice(range(first_row, last_row), first, last, size), channels)
+        pixels = self._decode(self._splice(range(first_row, last_row), first, last, size))
         if pixels.shape[:2] != size:
             raise JpegError(f"{pixels.shape[:2]} pixels were decoded instead of {size}")
         return pixels[
@@ -227,8 +227,8 @@ class RestartJpeg:
         return jpeg
 
     @staticmethod
-    def _decode(jpeg: bytearray, channels: int) -> NDArray[np.uint8]:
+    def _decode(jpeg: bytearray) -> NDArray[np.uint8]:
         try:
-            return simplejpeg.decode_jpeg(jpeg, colorspace="RGB" if channels == 3 else "RGBX", strict=True)
+            return simplejpeg.decode_jpeg(jpeg, colorspace="RGB", strict=True)
         except ValueError as error:
             raise JpegError(str(error)) from error

@@ -111,9 +111,9 @@ class StorePhoto:
         """Class ids under the window; raises ``StoreError`` where damaged, ``UserError`` for ids outside the map."""
         return self._class_map(self._entry.label(window), self._place)
 
-    def image(self, window: Window, channels: int = 3) -> NDArray[np.uint8]:
+    def image(self, window: Window) -> NDArray[np.uint8]:
         """RGB under the window; raises ``StoreError`` where damaged."""
-        return self._entry.image(window, channels)
+        return self._entry.image(window)
 
     @cached_property
     def preview(self) -> LabelPreview:
