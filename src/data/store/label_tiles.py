@@ -5,6 +5,8 @@ H, W  height and width of the upright label map
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
@@ -31,7 +33,7 @@ def encode_tiles(label: NDArray[np.uint8]) -> list[bytes]:
 
 
 class LabelTiles:
-    """Decodes windows of a label map; tiles stay decoded as long as this object lives.
+    """Decodes windows of a label map; their tiles stay decoded as long as this object lives, as crops look twice.
 
     Args:
         read: gives bytes of the file.
@@ -56,12 +58,12 @@ class LabelTiles:
         """
         bottom, right = window.top + window.height, window.left + window.width
         ids = np.empty((window.height, window.width), dtype=np.uint8)
+        # Nobody looks twice at a whole map, and keeping its tiles takes more time than decoding them.
+        keep = (window.height, window.width) != self._size
         for row in range(window.top // TILE, -(-bottom // TILE)):
             top = row * TILE
-            self._load(row, window.left // TILE, -(-right // TILE))
-            for column in range(window.left // TILE, -(-right // TILE)):
+            for column, tile in self._tiles(row, window.left // TILE, -(-right // TILE), keep):
                 left = column * TILE
-                tile = self._decoded[row * self._columns + column]
                 rows = slice(max(window.top, top), min(bottom, top + TILE))
                 columns = slice(max(window.left, left), min(right, left + TILE))
                 ids[
@@ -70,25 +72,26 @@ class LabelTiles:
                 ] = tile[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
         return ids
 
-    def _load(self, row: int, first: int, last: int) -> None:
-        """Decode the missing tiles of a row, with one read."""
-        missing = [
-            index
-            for index in range(row * self._columns + first, row * self._columns + last)
-            if index not in self._decoded
-        ]
-        if not missing:
-            return
-        begin = self._starts[missing[0]]
-        data = self._read(begin, self._starts[missing[-1] + 1] - begin)
-        height = min(TILE, self._size[0] - row * TILE)
-        for index in missing:
-            width = min(TILE, self._size[1] - index % self._columns * TILE)
-            compressed = data[self._starts[index] - begin : self._starts[index + 1] - begin]
-            try:
-                tile = np.frombuffer(
-                    self._decompressor.decompress(compressed, max_output_size=height * width), np.uint8
-                )
-                self._decoded[index] = tile.reshape(height, width)
-            except (zstandard.ZstdError, ValueError) as error:
-                raise LabelError(f"label tile {index} is damaged ({error})") from error
+    def _tiles(self, row: int, first: int, last: int, keep: bool) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """The tiles first..last of a row, each with its column; those that are not there yet with one read."""
+        numbers = range(row * self._columns + first, row * self._columns + last)
+        missing = [number for number in numbers if number not in self._decoded]
+        if missing:
+            begin = self._starts[missing[0]]
+            data = self._read(begin, self._starts[missing[-1] + 1] - begin)
+        for column, number in enumerate(numbers, first):
+            tile = self._decoded.get(number)
+            if tile is None:
+                tile = self._decompress(number, data[self._starts[number] - begin : self._starts[number + 1] - begin])
+                if keep:
+                    self._decoded[number] = tile
+            yield column, tile
+
+    def _decompress(self, number: int, compressed: bytes) -> NDArray[np.uint8]:
+        row, column = divmod(number, self._columns)
+        shape = tuple(min(TILE, edge - TILE * place) for edge, place in zip(self._size, (row, column), strict=True))
+        try:
+            ids = self._decompressor.decompress(compressed, max_output_size=shape[0] * shape[1])
+            return np.frombuffer(ids, np.uint8).reshape(shape)
+        except (zstandard.ZstdError, ValueError) as error:
+            raise LabelError(f"label tile {number} is damaged ({error})") from error
