@@ -242,7 +242,7 @@ def _saved_weights() -> Iterator[str]:
 
 def _worker(side: str, weights: str, threads: int) -> Worker:
     arguments = ["work", "--sides", side, "--weights", weights, "--threads", str(threads)]
-    return Worker("scripts.bench_inference", arguments)
+    return Worker("scripts.bench_inference", arguments, ours=side == "ours")
 
 
 def main() -> None:

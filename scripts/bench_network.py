@@ -7,6 +7,7 @@ long, as those of trained networks are. The time of a network does not depend on
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -94,12 +95,15 @@ class Worker:
 
     Args:
         module: script to run with ``-m``. arguments: of it.
+        ours: whether it is this project's side; the others keep the allocator as it is elsewhere, see
+            ``src.allocation``.
     """
 
-    def __init__(self, module: str, arguments: Sequence[str]) -> None:
+    def __init__(self, module: str, arguments: Sequence[str], ours: bool) -> None:
         command = [sys.executable, "-m", module, *arguments]
+        environment = dict(os.environ) if ours else os.environ | {"THP_MEM_ALLOC_ENABLE": "0"}
         self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def ask(self, task: str) -> dict[str, float]:

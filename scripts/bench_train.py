@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scripts.bench_network import Worker, answer, make_photo, peak_gib, table, training_config
+from src.allocation import return_freed_memory
 from src.checkpoints.store import build_network
 from src.data.targets import boundary_map
 from src.engine.memory import checkpoint_network
-from src.inference.memory import return_freed_memory
 from src.losses.criterion import SetCriterion
 from src.losses.matcher import HungarianMatcher
 from src.losses.points import BoundaryPoints
@@ -133,8 +133,8 @@ def main() -> None:
         return
     common = ["--size", str(args.size), "--threads", str(args.threads)]
     with (
-        Worker("scripts.bench_train", ["work", "--side", "plain", *common]) as plain,
-        Worker("scripts.bench_train", ["work", "--side", "ours", *common]) as ours,
+        Worker("scripts.bench_train", ["work", "--side", "plain", *common], ours=False) as plain,
+        Worker("scripts.bench_train", ["work", "--side", "ours", *common], ours=True) as ours,
     ):
         rounds = [(plain.ask("step"), ours.ask("step")) for _ in range(args.rounds + 1)]
     first, rest, last = rounds[0], rounds[1:], rounds[-1]

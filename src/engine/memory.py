@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from src.inference.memory import return_freed_memory
+from src.allocation import return_freed_memory
 
 _LONGEST = 6  # blocks of an encoder that are recomputed together; more at a time would take too much memory
 

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.allocation import return_freed_memory
 from src.inference.folding import folded
-from src.inference.memory import return_freed_memory
 from src.inference.rows import bands, resize_band, resized_rows, source_rows
 from src.models.deformable import DeformableConv, deform_conv2d
 from src.models.layers import ConvNormAct

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
-import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -38,13 +36,6 @@ def available_bytes(device: torch.device) -> int:
             free.append(int(text))
     known = [value for value in free if value]
     return max(_LEAST, int(min(known) * _SHARE)) if known else 2 * _LEAST
-
-
-def return_freed_memory() -> None:
-    """Give the operating system back what building a network took; the C library would keep it (glibc only)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
 
 
 def _meminfo(key: str) -> int:

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from src.allocation import return_freed_memory
 from src.inference.encoder import BandedEncoder
 from src.inference.folding import inference_copy
 from src.inference.high_resolution import HighResolutionBranch
 from src.inference.large_photos import PhotoInMemory, PhotoRows, open_photo
-from src.inference.memory import WholeImageCost, available_bytes, return_freed_memory
+from src.inference.memory import WholeImageCost, available_bytes
 from src.inference.rows import ResizedStream
 from src.inference.semantic import best_class
 from src.inference.tiled import TiledPredictor, Tiling, is_divisible

@@ -82,14 +82,18 @@ class LabelTiles:
         for column, number in enumerate(numbers, first):
             tile = self._decoded.get(number)
             if tile is None:
-                tile = self._decompress(number, data[self._starts[number] - begin : self._starts[number + 1] - begin])
+                tile = self._decompress(
+                    number, data[self._starts[number] - begin : self._starts[number + 1] - begin]
+                )
                 if keep:
                     self._decoded[number] = tile
             yield column, tile
 
     def _decompress(self, number: int, compressed: bytes) -> NDArray[np.uint8]:
         row, column = divmod(number, self._columns)
-        shape = tuple(min(TILE, edge - TILE * place) for edge, place in zip(self._size, (row, column), strict=True))
+        shape = tuple(
+            min(TILE, edge - TILE * place) for edge, place in zip(self._size, (row, column), strict=True)
+        )
         try:
             ids = self._decompressor.decompress(compressed, max_output_size=shape[0] * shape[1])
             return np.frombuffer(ids, np.uint8).reshape(shape)
