@@ -1,3 +1,3 @@
-from src.allocation import reuse_large_blocks
+from src.allocation import use_large_pages
 
-reuse_large_blocks()  # here, because it must be done before PyTorch makes its first tensor
+use_large_pages()  # here, because it must be done before PyTorch makes its first tensor

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from src.allocation import keep_freed_memory
 from src.data.crops import RandomCrop
 from src.data.device_transforms import augment_images, boundary_maps, encode_distortion, flip_chosen
 from src.data.sampling import Draw
@@ -193,6 +194,7 @@ def single(items: Sequence[LabelledImage]) -> LabelledImage:
 
 
 def quiet_worker(_: int) -> None:
-    """Keep a worker to one thread: the loader already runs one worker per core."""
+    """Keep a worker to one thread, as the loader already runs one worker per core, and to its memory."""
+    keep_freed_memory()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

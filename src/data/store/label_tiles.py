@@ -5,7 +5,7 @@ H, W  height and width of the upright label map
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import zstandard
@@ -56,14 +56,16 @@ class LabelTiles:
         Raises:
             LabelError: a tile is damaged.
         """
+        if (window.height, window.width) == self._size:
+            return self._whole()
         bottom, right = window.top + window.height, window.left + window.width
         ids = np.empty((window.height, window.width), dtype=np.uint8)
-        # Nobody looks twice at a whole map, and keeping its tiles takes more time than decoding them.
-        keep = (window.height, window.width) != self._size
         for row in range(window.top // TILE, -(-bottom // TILE)):
             top = row * TILE
-            for column, tile in self._tiles(row, window.left // TILE, -(-right // TILE), keep):
+            self._load(row, window.left // TILE, -(-right // TILE))
+            for column in range(window.left // TILE, -(-right // TILE)):
                 left = column * TILE
+                tile = self._decoded[row * self._columns + column]
                 rows = slice(max(window.top, top), min(bottom, top + TILE))
                 columns = slice(max(window.left, left), min(right, left + TILE))
                 ids[
@@ -72,28 +74,34 @@ class LabelTiles:
                 ] = tile[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
         return ids
 
-    def _tiles(self, row: int, first: int, last: int, keep: bool) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """The tiles first..last of a row, each with its column; those that are not there yet with one read."""
+    def _whole(self) -> NDArray[np.uint8]:
+        """All ids. Nobody looks at them twice, and keeping the tiles takes more time than decoding them."""
+        ids = np.empty(self._size, dtype=np.uint8)
+        begin = self._starts[0]
+        data = memoryview(self._read(begin, self._starts[-1] - begin))
+        for number, (start, stop) in enumerate(pairwise(self._starts)):
+            row, column = divmod(number, self._columns)
+            place = ids[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
+            place[:] = self._decompress(number, data[start - begin : stop - begin], place.shape)
+        return ids
+
+    def _load(self, row: int, first: int, last: int) -> None:
+        """Decode the missing tiles of a row, with one read."""
         numbers = range(row * self._columns + first, row * self._columns + last)
         missing = [number for number in numbers if number not in self._decoded]
-        if missing:
-            begin = self._starts[missing[0]]
-            data = self._read(begin, self._starts[missing[-1] + 1] - begin)
-        for column, number in enumerate(numbers, first):
-            tile = self._decoded.get(number)
-            if tile is None:
-                tile = self._decompress(
-                    number, data[self._starts[number] - begin : self._starts[number + 1] - begin]
-                )
-                if keep:
-                    self._decoded[number] = tile
-            yield column, tile
+        if not missing:
+            return
+        begin = self._starts[missing[0]]
+        data = self._read(begin, self._starts[missing[-1] + 1] - begin)
+        height = min(TILE, self._size[0] - row * TILE)
+        for number in missing:
+            width = min(TILE, self._size[1] - number % self._columns * TILE)
+            compressed = data[self._starts[number] - begin : self._starts[number + 1] - begin]
+            self._decoded[number] = self._decompress(number, compressed, (height, width))
 
-    def _decompress(self, number: int, compressed: bytes) -> NDArray[np.uint8]:
-        row, column = divmod(number, self._columns)
-        shape = tuple(
-            min(TILE, edge - TILE * place) for edge, place in zip(self._size, (row, column), strict=True)
-        )
+    def _decompress(
+        self, number: int, compressed: bytes | memoryview, shape: tuple[int, int]
+    ) -> NDArray[np.uint8]:
         try:
             ids = self._decompressor.decompress(compressed, max_output_size=shape[0] * shape[1])
             return np.frombuffer(ids, np.uint8).reshape(shape)
