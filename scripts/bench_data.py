@@ -345,9 +345,18 @@ def in_turns(works: Mapping[str, Callable[[int], Any]], turns: list[range]) -> d
     return spent
 
 
+def _set_up(name: str) -> Callable[[int], None]:
+    """How a way's processes are set up. The released pipeline has no part in how our workers keep memory."""
+    return one_thread if name == "released" else quiet_worker
+
+
+def one_thread(_: int) -> None:
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
 def _answer(name: str, work: Callable[[int], Any], pipe: Connection) -> None:
-    if name != "released":  # which has no part in how our workers keep memory; all have one thread
-        quiet_worker(0)
+    _set_up(name)(0)
     held = None
     while True:
         turn = pipe.recv()
@@ -424,7 +433,7 @@ def loader(ways: dict[str, Make], photos: int, workers: int, seconds: float) -> 
             common: dict[str, Any] = {
                 "batch_size": BATCH,
                 "num_workers": workers,
-                "worker_init_fn": quiet_worker,
+                "worker_init_fn": _set_up(name),
                 "persistent_workers": True,
             }
             batches: Any
