@@ -1,8 +1,9 @@
-"""Large pages: asked for before PyTorch makes a tensor, and left alone where somebody says so."""
+"""Where large blocks of memory come from: counted in page faults, each in a process of its own."""
 
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,21 +11,14 @@ from pathlib import Path
 import pytest
 
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-PROGRAM = """
-import resource
-import src
-import torch
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(32 * 2**20)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
+SMALL_PAGE = 4096
+FAULTS = "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt"
 
 
-def faults(**environment: str) -> int:
-    """Page faults of filling a tensor of 128 MiB in a process of its own."""
+def printed(*lines: str, **environment: str) -> int:
     clean = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", "\n".join(lines)],
         cwd=Path(__file__).parents[1],
         env=clean | environment,
         capture_output=True,
@@ -38,6 +32,31 @@ def faults(**environment: str) -> int:
     not PAGES.is_file() or "[madvise]" not in PAGES.read_text(), reason="no pages on request here"
 )
 def test_tensors_lie_in_large_pages_unless_told_otherwise() -> None:
-    small_pages = 32 * 2**20 * 4 // 4096
-    assert faults() < small_pages / 8
-    assert faults(THP_MEM_ALLOC_ENABLE="0") >= small_pages
+    lines = (
+        "import resource, src, torch",
+        FAULTS,
+        "before = faults()",
+        "torch.ones(32 * 2**20)",
+        "print(faults() - before)",
+    )
+    pages = 32 * 2**20 * 4 // SMALL_PAGE
+    assert printed(*lines) < pages / 8
+    assert printed(*lines, THP_MEM_ALLOC_ENABLE="0") >= pages
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_worker_keeps_the_memory_of_a_photo(kept: bool) -> None:
+    """Pixels of a 12-megapixel photo, twice: the second time lie where the first did, or anywhere."""
+    faults = printed(
+        "import resource",
+        "from src.allocation import keep_freed_memory",
+        FAULTS,
+        "keep_freed_memory()" if kept else "",
+        "bytearray(36 * 2**20)",
+        "before = faults()",
+        "bytearray(36 * 2**20)",
+        "print(faults() - before)",
+    )
+    pages = 36 * 2**20 // SMALL_PAGE
+    assert faults < 16 if kept else faults >= pages
