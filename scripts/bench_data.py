@@ -284,7 +284,7 @@ def compare(
             "LitData, augmented on the device": FromShards(shards, class_map, there),
         }
         # In processes of their own, before LitData has started threads in this one.
-        memory = {name: peak_memory(make, len(pairs)) for name, make in ways.items()}
+        memory = {name: peak_memory(name, make, len(pairs)) for name, make in ways.items()}
         one_core(ways, len(pairs), options.rounds, memory)
         stages(ways, released.watch, len(pairs), options.rounds // 2)
         whole_photos(
@@ -345,19 +345,9 @@ def in_turns(works: Mapping[str, Callable[[int], Any]], turns: list[range]) -> d
     return spent
 
 
-def _set_up(name: str) -> Callable[[int], None]:
-    """How a way's processes are set up. The released pipeline has no part in how our workers keep memory."""
-    return one_thread if name == "released" else quiet_worker
-
-
-def one_thread(_: int) -> None:
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-
-
 def _answer(name: str, work: Callable[[int], Any], pipe: Connection) -> None:
-    _set_up(name)(0)
-    held = None
+    if name != "released":  # which has no part in how our workers keep memory
+        quiet_worker(0)
     while True:
         turn = pipe.recv()
         start = time.process_time()
@@ -401,11 +391,12 @@ def whole_photos(loads: dict[str, Callable[[int], Any]], photos: int, rounds: in
         print(f"{name:34}{1000 * seconds / rounds / photos:8.1f}{spent['released'] / seconds:16.1f}")
 
 
-def peak_memory(make: Make, photos: int, crops_made: int = 16) -> float:
+def peak_memory(name: str, make: Make, photos: int, crops_made: int = 16) -> float:
     """Most memory that making crops takes in a process, beyond what it had when it started; megabytes."""
 
     def work(answer: Any) -> None:
-        quiet_worker(0)
+        if name != "released":
+            quiet_worker(0)
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before = _peak_kilobytes()
         for number in range(crops_made):
@@ -433,7 +424,7 @@ def loader(ways: dict[str, Make], photos: int, workers: int, seconds: float) -> 
             common: dict[str, Any] = {
                 "batch_size": BATCH,
                 "num_workers": workers,
-                "worker_init_fn": _set_up(name),
+                "worker_init_fn": None if name == "released" else quiet_worker,
                 "persistent_workers": True,
             }
             batches: Any

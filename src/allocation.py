@@ -19,7 +19,8 @@ def use_large_pages() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Keep freed blocks of up to 1 GiB, 256 MiB of them, for when the same sizes are needed again (glibc only).
+    """Keep freed blocks for when the same sizes are needed again (glibc only): blocks of up to 1 GiB lie in the heap,
+    of whose free end 256 MiB stay.
 
     Left alone, the C library gives blocks above 32 MiB back at once, and the pixels of every photo lie in pages that
     the system clears anew.
