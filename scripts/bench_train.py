@@ -29,12 +29,12 @@ from scripts.bench_network import Worker, answer, make_photo, peak_gib, table, t
 from src.allocation import return_freed_memory
 from src.checkpoints.store import build_network
 from src.data.targets import boundary_map
-from src.engine.memory import checkpoint_network
 from src.losses.criterion import SetCriterion
 from src.losses.matcher import HungarianMatcher
 from src.losses.points import BoundaryPoints
 from src.models import pointwise
 from src.models.deformable import deformable_backend
+from src.models.recomputation import checkpoint_network
 from src.structures import QueryPrediction, Targets, TrainingPrediction
 
 SIDES = ("plain", "ours")

@@ -23,12 +23,13 @@ from src.checkpoints.growth import grow_weights
 from src.checkpoints.store import load_weights, read
 from src.config import CONFIG_DIR, build, to_plain
 from src.data.datamodule import SegmentationDataModule
+from src.engine.callbacks import LeanSteps
 from src.engine.logging import quiet_lightning
-from src.engine.memory import LeanSteps, checkpoint_network
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
 from src.engine.report import print_results
 from src.errors import UserError, explained
+from src.models.recomputation import checkpoint_network
 from src.models.segmenter import count_parameters
 
 log = logging.getLogger(__name__)

@@ -16,11 +16,11 @@ from omegaconf import DictConfig
 
 from src.config import build, compose_config
 from src.data.targets import boundary_map
-from src.engine.memory import checkpoint_network
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
 from src.errors import UserError, explained
 from src.evaluate import evaluate
+from src.models.recomputation import checkpoint_network
 from src.structures import Targets
 from src.train import train
 

@@ -14,7 +14,9 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import move_data_to_device
 from numpy.typing import NDArray
+from torch import Tensor
 
+from src.allocation import return_freed_memory
 from src.metrics.complexity import mean_complexity
 from src.metrics.suite import ImageScores, SegmentationMetrics
 from src.pictures import index_png, panel, write_image
@@ -83,6 +85,19 @@ class Throughput(Callback):
     def _restart(self) -> None:
         self._crops, self._waited = 0, 0.0
         self._since = self._idle_since = time.perf_counter()
+
+
+class LeanSteps(Callback):
+    """Gives memory back between the parts of a step: gradients when they are used, and what the C library keeps."""
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        return_freed_memory()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        if trainer.accumulate_grad_batches == 1:
+            for optimiser in trainer.optimizers:
+                optimiser.zero_grad()  # Lightning would keep gradients until the next backward pass
+        return_freed_memory()
 
 
 class PerImageScores(Callback):

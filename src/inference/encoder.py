@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from src.inference.memory import ENCODER_BAND_BYTES, bytes_per_pixel
 from src.models.backbone import STRIDES, Backbone
+from src.models.convolution import separate_steps
 
 _STRIDE = STRIDES[1]  # of the coarsest map made in bands
 _BAND_BYTES = ENCODER_BAND_BYTES
@@ -98,6 +99,7 @@ def _empty(like: Tensor, height: int) -> Tensor:
 
 
 @torch.inference_mode()
+@separate_steps()
 def reach(shallow: nn.Module) -> int | None:
     """How many pixels above and below a pixel its features depend on, a multiple of 8; None where on all.
 

@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from src.allocation import return_freed_memory
 from src.inference.folding import folded
 from src.inference.rows import bands, resize_band, resized_rows, source_rows
+from src.models.convolution import convolve
 from src.models.deformable import DeformableConv, deform_conv2d
 from src.models.layers import ConvNormAct
 from src.models.pixel_decoder.egf import EdgeGuidedFusion
 from src.models.pixel_decoder.lse import LowLevelStructure, SpatialAttention
 
 _BAND_BYTES = (
-    8 * 2**20
+    16 * 2**20
 )  # of one map of a band; the allocator hands blocks of this size back without clearing them
 _DEVICE_BAND_BYTES = 2**30
 
@@ -103,8 +104,8 @@ class HighResolutionBranch:
         edge_weight, edge_bias = self._edge_reduce
         context_edges = F.conv2d(context, edge_weight)
         for start, stop, detail in self._detail_bands(image_rows, size, s1):
-            edges = F.conv2d(detail, edge_weight, edge_bias)
-            edges = edges.add_(resized_rows(context_edges, start, stop, size)).relu_()
+            enlarged = resized_rows(context_edges, start, stop, size)
+            edges = convolve(detail, edge_weight, edge_bias, add=enlarged, overwrite=True)
             edge_logits[:, :, start:stop] = self._edge_head(edges)
             gate = detail.sigmoid_().mul_(resized_rows(context, start, stop, size))
             gated[:, :, start:stop] = self._reduce(gate)
@@ -122,8 +123,8 @@ class HighResolutionBranch:
         height, width = fused.sampled.shape[2:]
         rows = source_rows(start, stop, height, fused.context.shape[2], fused.context)
         context = F.conv2d(fused.context[:, :, rows.start : rows.stop], self._output_weight)
-        features = F.conv2d(fused.sampled[:, :, start:stop], self._direct_weight, self._direct_bias)
-        return features.add_(resize_band(context, rows, width)).relu_()
+        sampled, enlarged = fused.sampled[:, :, start:stop], resize_band(context, rows, width)
+        return convolve(sampled, self._direct_weight, self._direct_bias, add=enlarged, overwrite=True)
 
     def ranges(self, channels: int, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """Bands of a map of so many channels."""
@@ -140,8 +141,10 @@ class HighResolutionBranch:
         plain_s1 = F.conv2d(plain_s1, s1_weight)
 
         def plain(start: int, stop: int) -> Tensor:
-            x = F.conv2d(image_rows(start, stop), image_weight, self._plain_bias)
-            return x.add_(resized_rows(plain_s1, start, stop, size)).relu_()
+            enlarged = resized_rows(plain_s1, start, stop, size)
+            return convolve(
+                image_rows(start, stop), image_weight, self._plain_bias, add=enlarged, overwrite=True
+            )
 
         def sampling_input(start: int, stop: int) -> Tensor:
             return torch.cat((image_rows(start, stop), resized_rows(sampled_s1, start, stop, size)), dim=1)
@@ -153,7 +156,8 @@ class HighResolutionBranch:
         second = AttendedRows(self._detail.deformable_attention, sampled, height)
         for start, stop in self.ranges(s1.shape[1], size):
             detail = F.conv2d(first(start, stop), self._merge_weights[0], self._merge_bias)
-            yield start, stop, detail.add_(F.conv2d(second(start, stop), self._merge_weights[1])).relu_()
+            detail = convolve(second(start, stop), self._merge_weights[1], add=detail, overwrite=True)
+            yield start, stop, detail
 
 
 class AttendedRows:
@@ -225,26 +229,27 @@ class DeformableBand:
         self._margin = reach
         modulation = modulation.sigmoid()
         if reached.device.type == "cpu":
-            x = deform_conv2d(
+            return deform_conv2d(
                 reached,
                 offset,
                 self._weight,
                 modulation,
                 bias=self._bias,
+                relu=True,
                 padding=(padding - reach, padding),
                 backend="gather",
             )
-        else:  # other kernels take no negative padding: rows that only others reach into are computed and cut
-            frame = (0, 0, reach, reach)
-            x = deform_conv2d(
-                reached,
-                F.pad(offset, frame),
-                self._weight,
-                F.pad(modulation, frame),
-                bias=self._bias,
-                padding=padding,
-            )[:, :, reach : reach + stop - start]
-        return x.relu_()
+        # other kernels take no negative padding: rows that only others reach into are computed and cut
+        frame = (0, 0, reach, reach)
+        return deform_conv2d(
+            reached,
+            F.pad(offset, frame),
+            self._weight,
+            F.pad(modulation, frame),
+            bias=self._bias,
+            relu=True,
+            padding=padding,
+        )[:, :, reach : reach + stop - start]
 
     def _reach(self, offset: Tensor, farthest: int) -> int:
         """How many rows above and below the band are sampled; farther than two rows outside all is zero."""

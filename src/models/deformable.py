@@ -71,6 +71,7 @@ def deform_conv2d(
     mask: Tensor,
     *,
     bias: Tensor | None = None,
+    relu: bool = False,
     stride: int | tuple[int, int] = 1,
     padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
@@ -91,6 +92,8 @@ def deform_conv2d(
         weight: (O, C, k, k), square or not.
         mask: (B, k k, h, w) factor of every sample, unbounded.
         bias: (O,) or None.
+        relu: whether negative results become zero; with a bias and without gradients the gather backend does both
+            while it multiplies.
         stride, padding, dilation: as in ``torch.nn.Conv2d``.
         backend: "gather", "torchvision" or "auto". "auto" follows ``deformable_backend``; outside such a
             block it is gather on a CPU and torchvision on other devices and during export or tracing.
@@ -104,13 +107,16 @@ def deform_conv2d(
     stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
     dtype, work = x.dtype, torch.promote_types(x.dtype, torch.float32)
     x, offset, weight, mask = x.to(work), offset.to(work), weight.to(work), mask.to(work)
+    bias = None if bias is None else bias.to(work)
     if _resolve(backend, x) == "torchvision":
         out = torchvision_deform_conv2d(x, offset, weight, None, stride, padding, dilation, mask)
+    elif relu and bias is not None and not torch.is_grad_enabled():
+        return gather_deform_conv2d(x, offset, weight, mask, stride, padding, dilation, bias).to(dtype)
     else:
         out = gather_deform_conv2d(x, offset, weight, mask, stride, padding, dilation)
     if bias is not None:
-        out = out + bias.to(work)[:, None, None]
-    return out.to(dtype)
+        out = out + bias[:, None, None]
+    return (out.relu() if relu else out).to(dtype)
 
 
 class DeformableConv(nn.Module):
@@ -118,7 +124,7 @@ class DeformableConv(nn.Module):
 
     One k x k convolution gives 3 k k channels: the first 2 k k are offsets, interleaved (dy, dx) for every
     tap, the last k k are the modulation before its sigmoid. It starts at zero: an ordinary convolution at
-    half strength.
+    half strength. In a copy for inference the convolution has a bias, which stands for the norm.
     """
 
     def __init__(
@@ -141,15 +147,18 @@ class DeformableConv(nn.Module):
         """(B, in_channels, H, W) to (B, out_channels, H, W)."""
         taps = self.kernel_size**2
         offset, modulation = self.offset(x).split((2 * taps, taps), dim=1)
+        folded = self.conv.bias is not None
         x = deform_conv2d(
             x,
             offset,
             self.conv.weight,
             modulation.sigmoid(),
+            bias=self.conv.bias,
+            relu=folded,
             padding=self.padding,
             backend=self.backend,
         )
-        return self.activation(self.norm(x))
+        return x if folded else self.activation(self.norm(x))
 
 
 class DeformableUp(nn.Module):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.models.convolution import convolve
 from src.models.deformable_sampler import Sampler, position_gradients
 
 STRIP_BYTES = 8 * 2**20
@@ -34,6 +35,7 @@ def gather_deform_conv2d(
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
+    rectified_bias: Tensor | None = None,
 ) -> Tensor:
     """Modulated deformable convolution without bias; see ``deform_conv2d`` in ``deformable.py``.
 
@@ -42,7 +44,8 @@ def gather_deform_conv2d(
         offset: (B, 2 T, h, w) interleaved (dy, dx).
         weight: (O, C, k, k).
         mask: (B, T, h, w).
-        stride, padding, dilation: vertical, horizontal.
+        stride, padding, dilation: vertical, horizontal. Rows or columns are cut off by a negative padding.
+        rectified_bias: (O,); with it the result is relu(convolution + bias), which cannot be differentiated.
 
     Returns:
         (B, O, h, w), channels last in memory.
@@ -52,6 +55,8 @@ def gather_deform_conv2d(
     """
     _check_shapes(x, offset, weight, mask, stride, padding, dilation)
     with torch.autocast(x.device.type, enabled=False):  # also reaches the products inside the operator
+        if rectified_bias is not None:
+            return _convolve(x, offset, weight, mask, stride, padding, dilation, STRIP_BYTES, rectified_bias)
         return torch.ops.massformer.deform_conv2d(
             x, offset, weight, mask, stride, padding, dilation, STRIP_BYTES
         )
@@ -98,6 +103,41 @@ def _cut(positions: int, bytes_each: int, budget: int) -> Iterator[tuple[int, in
         yield start, min(start + step, positions)
 
 
+def _convolve(
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    strip_bytes: int,
+    rectified_bias: Tensor | None = None,
+) -> Tensor:
+    sampler = Sampler(x, offset, weight, mask, stride, padding, dilation)
+    kernel = sampler.kernel(weight)
+    out = x.new_empty((len(x), sampler.positions, len(weight)))
+    pointwise = kernel.t().contiguous()[:, :, None, None]
+    column_bytes, sample_bytes = sampler.bytes_each()
+    for item, image in enumerate(x):
+        sampler.load(image)
+        for start, stop in _cut(sampler.positions, sample_bytes, strip_bytes):
+            samples = sampler.samples(item, start, stop)
+            for a, b in _cut(stop - start, column_bytes, strip_bytes):
+                columns, result = sampler.columns(samples.strip(a, b)), out[item, start + a : start + b]
+                if rectified_bias is None:
+                    torch.mm(columns, kernel, out=result)
+                else:
+                    result.copy_(_rectified_product(columns, pointwise, rectified_bias))
+    return out.view(len(x), *mask.shape[2:], len(weight)).permute(0, 3, 1, 2)
+
+
+def _rectified_product(columns: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """relu(columns @ weight' + bias), (p, O), as a 1x1 convolution: one pass, and faster than a product."""
+    pixels = columns[None, None].permute(0, 3, 1, 2)  # (1, T C, 1, p)
+    return convolve(pixels, weight, bias)[0, :, 0].t()
+
+
 @torch.library.custom_op("massformer::deform_conv2d", mutates_args=())
 def _forward(
     x: Tensor,
@@ -109,17 +149,7 @@ def _forward(
     dilation: Sequence[int],
     strip_bytes: int,
 ) -> Tensor:
-    sampler = Sampler(x, offset, weight, mask, stride, padding, dilation)
-    kernel = sampler.kernel(weight)
-    out = x.new_empty((len(x), sampler.positions, len(weight)))
-    column_bytes, sample_bytes = sampler.bytes_each()
-    for item, image in enumerate(x):
-        sampler.load(image)
-        for start, stop in _cut(sampler.positions, sample_bytes, strip_bytes):
-            samples = sampler.samples(item, start, stop)
-            for a, b in _cut(stop - start, column_bytes, strip_bytes):
-                torch.mm(sampler.columns(samples.strip(a, b)), kernel, out=out[item, start + a : start + b])
-    return out.view(len(x), *mask.shape[2:], len(weight)).permute(0, 3, 1, 2)
+    return _convolve(x, offset, weight, mask, stride, padding, dilation, strip_bytes)
 
 
 @_forward.register_fake

@@ -60,7 +60,11 @@ class Sampler:
         self.channels = -(-channels // 4) * 4
         self.pitch = self.width + 2 * _BORDER
         bordered = (self.height + 2 * _BORDER, self.pitch, self.channels)
-        self.table = x.new_zeros(bordered).view(-1, self.channels)
+        table = x.new_empty(bordered)
+        for border in (table[:_BORDER], table[-_BORDER:], table[:, :_BORDER], table[:, -_BORDER:]):
+            border.zero_()
+        table[..., channels:] = 0
+        self.table = table.view(-1, self.channels)
         self.row_dtype = torch.int32 if len(self.table) < 2**31 else torch.int64
         self.corners = (0, 1, self.pitch, self.pitch + 1)
 

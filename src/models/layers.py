@@ -104,7 +104,7 @@ class SqueezeExcite(nn.Module):
         """(B, d, H, W) -> (B, d, H, W)."""
         pooled = x.mean((-2, -1), keepdim=True)
         gate = self.expand(F.relu(self.norm(self.reduce(pooled))))
-        return x + x * gate.sigmoid().sigmoid()
+        return x * (1 + gate.sigmoid().sigmoid())  # one pass over x instead of two
 
 
 class MultiheadAttention(nn.Module):

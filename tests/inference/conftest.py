@@ -42,7 +42,7 @@ def limit_offsets(conv: nn.Conv2d, inputs: tuple[torch.Tensor], offset: torch.Te
     return offset * scale + conv.bias[:, None, None]
 
 
-def build(*, high_resolution: bool) -> Segmenter:
+def build(*, high_resolution: bool, encoder: str = "resnet18") -> Segmenter:
     torch.manual_seed(6)
     decoder = functools.partial(
         DualBranchPixelDecoder,
@@ -54,7 +54,7 @@ def build(*, high_resolution: bool) -> Segmenter:
         fusion=EdgeGuidedFusion(16) if high_resolution else PlainFusion(),
     )
     transformer = MaskedAttentionDecoder(3, 32, 64, num_queries=10, num_layers=3, num_heads=4)
-    network = Segmenter(Backbone("resnet18", weights="none"), decoder, transformer)
+    network = Segmenter(Backbone(encoder, weights="none"), decoder, transformer)
     with torch.no_grad():
         offsets = [module.offset for module in network.modules() if isinstance(module, DeformableConv)]
         for conv in offsets:
@@ -102,6 +102,12 @@ def exact_network(network: Segmenter) -> Segmenter:
 def exact_plain_network(plain_network: Segmenter) -> Segmenter:
     """The same in float64."""
     return copy.deepcopy(plain_network).double()
+
+
+@pytest.fixture(scope="session")
+def build_network() -> Callable[..., Segmenter]:
+    """``build``, for networks of other parts."""
+    return build
 
 
 @pytest.fixture

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,7 @@ from src.inference import high_resolution, label_map, predict_labels, semantic_s
 from src.inference.folding import inference_copy
 from src.inference.high_resolution import HighResolutionBranch
 from src.inference.whole import half_size, predict_whole
+from src.models.convolution import ResidualBlock
 from src.models.segmenter import Segmenter
 from src.models.transformer_decoder.masked_attention import MaskedAttentionDecoder
 
@@ -138,3 +142,43 @@ def test_folding_removes_the_norms(network: Segmenter) -> None:
 
     assert norms(network) > 20
     assert norms(inference_copy(network)) == 0
+
+
+class _UsesConvolutionTwice(torch.nn.Module):
+    """relu(y) and y, of one convolution's output y."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner, self.relu = inner, torch.nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        return self.relu(y) - 0.5 * y
+
+
+def test_an_output_used_twice_is_noticed(network: Segmenter) -> None:
+    other = copy.deepcopy(network)
+    other.pixel_decoder.fusion.reduce = _UsesConvolutionTwice(other.pixel_decoder.fusion.reduce)
+    probe = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = other.pixel_features(probe).mask_features
+        found = inference_copy(other).pixel_features(probe).mask_features
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["resnet50d", "seresnet18", "tf_efficientnet_lite0", "resnetv2_50"])
+def test_simplified_encoders_answer_alike(
+    build_network: Callable[..., Segmenter], image: Tensor, name: str
+) -> None:
+    """Residual sums in place, squeeze-excitation, other activations, norms before convolutions."""
+    network = build_network(high_resolution=False, encoder=name)
+    simplified = inference_copy(network)
+    with torch.no_grad():
+        x = network.normalise(image)[None]
+        for found, expected in zip(simplified.backbone(x), network.backbone(x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_residual_blocks_sum_while_convolving(network: Segmenter) -> None:
+    blocks = [m for m in inference_copy(network).modules() if isinstance(m, ResidualBlock)]
+    assert len(blocks) == 8  # all of a ResNet-18

@@ -22,7 +22,7 @@ class SpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         statistics = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), dim=1)
-        return x + x * self.conv(statistics.sigmoid())
+        return x * (1 + self.conv(statistics.sigmoid()))  # one pass over x instead of two
 
 
 class LowLevelStructure(nn.Module):

@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
-
-from src.allocation import return_freed_memory
 
 _LONGEST = 6  # blocks of an encoder that are recomputed together; more at a time would take too much memory
 
@@ -76,16 +73,3 @@ def _statistics_kept(norms: list[_BatchNorm]) -> Iterator[None]:
             norm.momentum = momentum
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked -= 1
-
-
-class LeanSteps(Callback):
-    """Gives memory back between the parts of a step: gradients when they are used, and what the C library keeps."""
-
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        return_freed_memory()
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
-        if trainer.accumulate_grad_batches == 1:
-            for optimiser in trainer.optimizers:
-                optimiser.zero_grad()  # Lightning would keep gradients until the next backward pass
-        return_freed_memory()

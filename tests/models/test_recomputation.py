@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from src.engine.memory import checkpoint_activations, encoder_parts
+from src.models.recomputation import checkpoint_activations, encoder_parts
 
 
 class Counted(nn.Module):
