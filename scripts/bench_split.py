@@ -5,6 +5,7 @@ Run by ``python -m scripts.bench_inference split``.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,9 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scripts.bench_network import table
-from src.inference import Predictor, high_resolution, whole
+from src.inference import Predictor, deformable_band, whole
 from src.inference.encoder import BandedEncoder
-from src.inference.folding import inference_copy
 from src.inference.high_resolution import HighResolutionBranch
 from src.models.deformable import DeformableConv
 
@@ -68,10 +68,10 @@ def report_split(network: Any, photo: NDArray[np.uint8]) -> None:
         (BandedEncoder, "__call__", "encoder"),
         (decoder, "laterals_and_context", "laterals, squeeze-excite"),
         (decoder.context, "forward", "CST"),
-        (decoder.scale, "forward", "RFB"),
+        (decoder.scale, "forward", "RFB, the rest"),
         (decoder, "global_branch", "memories"),
-        (high_resolution, "deform_conv2d", "LSE and EGF: deformable sampling and product"),
-        (HighResolutionBranch, "fuse", "LSE and EGF: the rest"),
+        (deformable_band, "deform_conv2d", "deformable sampling and product"),
+        (HighResolutionBranch, "fuse", "LSE and EGF, the rest"),
         (HighResolutionBranch, "mask_features", "mask features (twice)"),
         (whole, "_reduced", "mask features reduced"),
         (predictor._network.transformer_decoder, "decode", "transformer decoder"),
@@ -84,7 +84,7 @@ def report_split(network: Any, photo: NDArray[np.uint8]) -> None:
         with watch.part("scores and classes at the photo's size"):
             predictor(photo, scores=False)
     total = sum(watch.spent.values())
-    limit = plain_convolutions(inference_copy(network), height, width)
+    limit = plain_convolutions(network, height, width)
     rows = [
         [part, f"{seconds:.2f}", f"{100 * seconds / total:.0f} %"]
         for part, seconds in sorted(watch.spent.items(), key=lambda item: -item[1])
@@ -102,7 +102,7 @@ def plain_convolutions(network: Any, height: int, width: int) -> float:
     memories' sizes; linear layers are left out. Shapes come from a run on the ``meta`` device.
     """
     calls: dict[tuple[Any, ...], int] = {}
-    shadow = inference_copy(network).to("meta")
+    shadow = copy.deepcopy(network).to("meta")
 
     def note(conv: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         key = (

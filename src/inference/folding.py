@@ -1,7 +1,8 @@
 """A copy of a network for inference: convolutions do what follows them, channels last in memory.
 
 In evaluation mode BatchNorm is a scale and a shift per channel, which a convolution before it absorbs. ReLU after a
-convolution, and the sum at the end of a residual block, happen while it writes its result (see ``convolution.py``).
+convolution, and the sum at the end of a residual block, happen while it writes its result (see
+``src.models.convolution``); receptive field boosting works in bands.
 Outputs change by rounding only. The network itself is never touched.
 """
 
@@ -16,42 +17,12 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from src.models.convolution import Geometry, RectifiedConv, ResidualBlock
+from src.inference.receptive_field import BandedReceptiveField
+from src.models.convolution import Convolution, Geometry, RectifiedConv, ResidualBlock, folded
 from src.models.deformable import DeformableConv
+from src.models.pixel_decoder.rfb import ReceptiveFieldBoosting
 
 _PROBE = 64  # side of the image that shows which norm follows which convolution
-
-Convolution = nn.Conv2d | nn.ConvTranspose2d
-
-
-def folded(conv: Convolution, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one convolution that does both.
-
-    Args:
-        conv: with or without bias. norm: the BatchNorm after it, or a stand-in without effect.
-    """
-    bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
-    weight = conv.weight.detach()
-    if not isinstance(norm, nn.BatchNorm2d):
-        return weight, bias
-    scale, shift = _scale_and_shift(norm)
-    return weight * _per_output(conv, scale), bias * scale + shift
-
-
-def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach()
-    shift = -norm.running_mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.detach()
-
-
-def _per_output(conv: Convolution, scale: Tensor) -> Tensor:
-    if isinstance(conv, nn.ConvTranspose2d):  # (in, out / groups, k, k); groups are 1 here
-        return scale[None, :, None, None]
-    return scale[:, None, None, None]
 
 
 @torch.inference_mode(False)  # whose tensors do not say whether they were changed
@@ -85,6 +56,9 @@ def _simplified(network: nn.Module, probe: Tensor) -> nn.Module:
         # timm's BatchNormAct2d holds an activation as well
         setattr(parent, name, getattr(norm, "act", nn.Identity()))
     _rectify(network, probe)
+    decoder: Any = getattr(network, "pixel_decoder", None)
+    if isinstance(getattr(decoder, "scale", None), ReceptiveFieldBoosting):
+        decoder.scale = BandedReceptiveField(decoder.scale)
     return network
 
 

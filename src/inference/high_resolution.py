@@ -14,8 +14,7 @@ d decoder width, D query width, h w half the image's size, n rows of a band
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 import torch
@@ -23,21 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.allocation import return_freed_memory
-from src.inference.folding import folded
-from src.inference.rows import bands, resize_band, resized_rows, source_rows
-from src.models.convolution import convolve
-from src.models.deformable import DeformableConv, deform_conv2d
+from src.inference.deformable_band import DeformableBand
+from src.inference.rows import Rows, cached_bands, empty_map, resize_band, resized_rows, rows_of, source_rows
+from src.models.convolution import convolve, folded
 from src.models.layers import ConvNormAct
 from src.models.pixel_decoder.egf import EdgeGuidedFusion
 from src.models.pixel_decoder.lse import LowLevelStructure, SpatialAttention
-
-_BAND_BYTES = (
-    16 * 2**20
-)  # of one map of a band; the allocator hands blocks of this size back without clearing them
-_DEVICE_BAND_BYTES = 2**30
-
-Rows = Callable[[int, int], Tensor]
-"""Gives rows start..stop of a map, (1, C, stop - start, w)."""
 
 
 class FusedMap(NamedTuple):
@@ -98,9 +88,8 @@ class HighResolutionBranch:
             s1: (1, d, h/2, w/2). context: (1, d, h/2, w/2), the upsampled D2.
         """
         height = size[0]
-        like = s1.new_empty(0)
-        gated = _empty_map(like, self._reduce.out_channels, size)
-        edge_logits = _empty_map(like, 1, size)
+        gated = empty_map(s1, self._reduce.out_channels, size)
+        edge_logits = empty_map(s1, 1, size)
         edge_weight, edge_bias = self._edge_reduce
         context_edges = F.conv2d(context, edge_weight)
         for start, stop, detail in self._detail_bands(image_rows, size, s1):
@@ -112,9 +101,9 @@ class HighResolutionBranch:
         del s1, detail, gate, edges, context_edges
         return_freed_memory()
 
-        sampled = _empty_map(like, self._sample_fusion.out_channels, size)
-        rows = _rows_of(gated)
-        for start, stop in self.ranges(gated.shape[1], size):
+        sampled = empty_map(gated, self._sample_fusion.out_channels, size)
+        rows = rows_of(gated)
+        for start, stop in cached_bands(gated.shape[1], size, gated.device):
             sampled[:, :, start:stop] = self._sample_fusion(rows, height, start, stop)
         return FusedMap(sampled, context, edge_logits)
 
@@ -125,11 +114,6 @@ class HighResolutionBranch:
         context = F.conv2d(fused.context[:, :, rows.start : rows.stop], self._output_weight)
         sampled, enlarged = fused.sampled[:, :, start:stop], resize_band(context, rows, width)
         return convolve(sampled, self._direct_weight, self._direct_bias, add=enlarged, overwrite=True)
-
-    def ranges(self, channels: int, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
-        """Bands of a map of so many channels."""
-        budget = _BAND_BYTES if self._direct_bias.device.type == "cpu" else _DEVICE_BAND_BYTES
-        yield from bands(size[0], max(1, budget // (4 * channels * size[1])))
 
     def _detail_bands(
         self, image_rows: Rows, size: tuple[int, int], s1: Tensor
@@ -154,7 +138,7 @@ class HighResolutionBranch:
 
         first = AttendedRows(self._detail.plain_attention, plain, height)
         second = AttendedRows(self._detail.deformable_attention, sampled, height)
-        for start, stop in self.ranges(s1.shape[1], size):
+        for start, stop in cached_bands(s1.shape[1], size, s1.device):
             detail = F.conv2d(first(start, stop), self._merge_weights[0], self._merge_bias)
             detail = convolve(second(start, stop), self._merge_weights[1], add=detail, overwrite=True)
             yield start, stop, detail
@@ -194,87 +178,6 @@ class AttendedRows:
         return x[:, :, :count].mul_(attention.add_(1))  # x + x * attention
 
 
-class DeformableBand:
-    """A deformable convolution with its norm and activation, for a band of rows.
-
-    Args:
-        module: in evaluation mode; it is not changed.
-    """
-
-    def __init__(self, module: DeformableConv) -> None:
-        self._offset, self._padding = module.offset, module.padding
-        self._taps = module.kernel_size**2
-        self._margin = module.padding  # rows beside the last band that its samples reached
-        self._weight, self._bias = folded(module.conv, module.norm)
-        self.out_channels = len(self._weight)
-
-    def __call__(self, rows: Rows, height: int, start: int, stop: int) -> Tensor:
-        """Output rows start..stop, (1, C, n, w).
-
-        Args:
-            rows: gives the input. height: rows of the input in all.
-        """
-        padding = self._padding
-        margin = self._margin
-        reached = _framed(rows, height, start - margin, stop + margin)
-        near = reached[:, :, margin - padding : padding - margin or None]
-        offset, modulation = F.conv2d(
-            near, self._offset.weight, self._offset.bias, padding=(0, padding)
-        ).split((2 * self._taps, self._taps), dim=1)
-        reach = self._reach(offset, max(start, height - stop))
-        if reach > margin:  # rarely: neighbouring bands reach about as far
-            reached = _framed(rows, height, start - reach, stop + reach)
-        else:
-            reached = reached[:, :, margin - reach : reach - margin or None]
-        self._margin = reach
-        modulation = modulation.sigmoid()
-        if reached.device.type == "cpu":
-            return deform_conv2d(
-                reached,
-                offset,
-                self._weight,
-                modulation,
-                bias=self._bias,
-                relu=True,
-                padding=(padding - reach, padding),
-                backend="gather",
-            )
-        # other kernels take no negative padding: rows that only others reach into are computed and cut
-        frame = (0, 0, reach, reach)
-        return deform_conv2d(
-            reached,
-            F.pad(offset, frame),
-            self._weight,
-            F.pad(modulation, frame),
-            bias=self._bias,
-            relu=True,
-            padding=padding,
-        )[:, :, reach : reach + stop - start]
-
-    def _reach(self, offset: Tensor, farthest: int) -> int:
-        """How many rows above and below the band are sampled; farther than two rows outside all is zero."""
-        vertical = offset[:, 0::2].float().nan_to_num(0.0)
-        longest = max(map(float, vertical.aminmax()), key=abs)
-        longest = abs(longest)
-        return self._padding + (farthest + 2 if longest > farthest else math.ceil(longest))
-
-
-def _rows_of(x: Tensor) -> Rows:
-    return lambda start, stop: x[:, :, start:stop]
-
-
-def _framed(rows: Rows, height: int, start: int, stop: int) -> Tensor:
-    """Rows start..stop, zero where they lie outside 0..height."""
-    inside = rows(max(start, 0), min(stop, height))
-    above, below = max(0, -start), max(0, stop - height)
-    return F.pad(inside, (0, 0, above, below)) if above or below else inside
-
-
 def _joined(held: Tensor | None, fresh: Tensor | None) -> Tensor:
     parts = [x for x in (held, fresh) if x is not None and x.shape[2]]
     return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-
-
-def _empty_map(like: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
-    """(1, channels, h, w), channels last in memory."""
-    return like.new_empty((1, *size, channels)).permute(0, 3, 1, 2)

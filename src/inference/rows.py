@@ -9,12 +9,20 @@ what ``torch.nn.functional.interpolate`` (bilinear, no corner alignment) would p
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Rows = Callable[[int, int], Tensor]
+"""Gives rows start..stop of a map, (1, C, stop - start, w)."""
+
+BAND_BYTES = 16 * 2**20
+"""Size of one map of a band on a CPU: larger ones leave the cache, smaller ones compute more rows twice."""
+
+_DEVICE_BAND_BYTES = 2**30
 
 
 class SourceRows(NamedTuple):
@@ -41,6 +49,22 @@ def bands(height: int, rows: int) -> Iterator[tuple[int, int]]:
     """Cut 0..height into ranges of ``rows``, the last one shorter."""
     for start in range(0, height, rows):
         yield start, min(start + rows, height)
+
+
+def cached_bands(channels: int, size: tuple[int, int], device: torch.device) -> Iterator[tuple[int, int]]:
+    """Bands of a map (1, channels, *size) that suit the device."""
+    budget = BAND_BYTES if device.type == "cpu" else _DEVICE_BAND_BYTES
+    yield from bands(size[0], max(1, budget // (4 * channels * size[1])))
+
+
+def rows_of(x: Tensor) -> Rows:
+    """Of a whole map."""
+    return lambda start, stop: x[:, :, start:stop]
+
+
+def empty_map(like: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
+    """(B, channels, *size), channels last in memory; batch, dtype and device as of ``like`` (B, ...)."""
+    return like.new_empty((len(like), *size, channels)).permute(0, 3, 1, 2)
 
 
 def source_rows(start: int, stop: int, height: int, source_height: int, like: Tensor) -> SourceRows:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.inference.encoder import BandedEncoder
-from src.inference.high_resolution import FusedMap, HighResolutionBranch, Rows
-from src.inference.rows import ResizedStream, resize_band, resized_rows, source_rows
+from src.inference.high_resolution import FusedMap, HighResolutionBranch
+from src.inference.rows import ResizedStream, Rows, cached_bands, resize_band, resized_rows, source_rows
 from src.inference.semantic import best_class, class_probabilities, score_bands, telling_queries
 
 
@@ -136,7 +136,7 @@ def _reduced(branch: HighResolutionBranch, fused: FusedMap, sizes: list[tuple[in
     to_quarter = ResizedStream(height, quarter, fused.sampled)
     streams = [ResizedStream(quarter[0], size, fused.sampled) for size in sizes]
     parts: list[list[Tensor]] = [[] for _ in sizes]
-    for start, stop in branch.ranges(fused.sampled.shape[1] * 4, (height, width)):
+    for start, stop in cached_bands(fused.sampled.shape[1] * 4, (height, width), fused.sampled.device):
         coarse = to_quarter.push(branch.mask_features(fused, start, stop))
         for stream, found in zip(streams, parts, strict=True):
             found.append(stream.push(coarse))

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Convolution = nn.Conv2d | nn.ConvTranspose2d
+
 
 class Geometry(NamedTuple):
     """How a kernel moves over the map; as in ``torch.nn.functional.conv2d``, vertical before horizontal."""
@@ -166,3 +168,33 @@ class ResidualBlock(nn.Module):
         fresh = self.shortcut is not None
         weight, bias = self.last.weight, self.last.bias
         return convolve(self.inner(x), weight, bias, self._geometry, add=add, overwrite=fresh)
+
+
+def folded(conv: Convolution, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one convolution that does both.
+
+    Args:
+        conv: with or without bias. norm: the BatchNorm after it, or a stand-in without effect.
+    """
+    bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+    weight = conv.weight.detach()
+    if not isinstance(norm, nn.BatchNorm2d):
+        return weight, bias
+    scale, shift = _scale_and_shift(norm)
+    return weight * _per_output(conv, scale), bias * scale + shift
+
+
+def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach()
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach()
+
+
+def _per_output(conv: Convolution, scale: Tensor) -> Tensor:
+    if isinstance(conv, nn.ConvTranspose2d):  # (in, out / groups, k, k); groups are 1 here
+        return scale[None, :, None, None]
+    return scale[:, None, None, None]

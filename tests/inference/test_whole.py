@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.inference import high_resolution, label_map, predict_labels, semantic_scores
+from src.inference import label_map, predict_labels, semantic_scores
 from src.inference.folding import inference_copy
 from src.inference.high_resolution import HighResolutionBranch
 from src.inference.whole import half_size, predict_whole
@@ -49,7 +49,7 @@ def test_bands_equal_the_plain_forward(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     network = request.getfixturevalue(kind)
-    monkeypatch.setattr(high_resolution, "_BAND_BYTES", band_bytes)
+    monkeypatch.setattr("src.inference.rows.BAND_BYTES", band_bytes)
     size = (201, 240)
     scores, edges = plain_scores(network, image, size)
     assert len(scores.argmax(0).unique()) > 1
@@ -74,7 +74,7 @@ def test_offsets_that_reach_across_the_image(
     for module in (network.pixel_decoder.detail.deformable, network.pixel_decoder.fusion.deformable):
         module.offset.weight.data.mul_(20)
     scores, _ = plain_scores(network, image, (85, 117))
-    monkeypatch.setattr(high_resolution, "_BAND_BYTES", 20_000)
+    monkeypatch.setattr("src.inference.rows.BAND_BYTES", 20_000)
     found = torch.cat([b.scores for b in predict_whole(network, image).bands((85, 117))], dim=1)
     torch.testing.assert_close(found, scores, rtol=0, atol=1e-4)
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +69,39 @@ def assert_equal_to_torchvision(tensors: Sequence[Tensor], **options: object) ->
         scale = max(1.0, b.abs().max().item())
         assert a.shape == b.shape
         assert (a - b).abs().max().item() < scale * (1e-4 if index else 1e-5)
+
+
+@pytest.mark.parametrize("strip_bytes", [1, 3000, 2**23])
+@pytest.mark.parametrize(
+    ("geometry", "out_size"),
+    [({"padding": 1}, (14, 11)), ({"stride": (2, 1), "padding": (-1, 3), "dilation": (1, 2)}, (5, 13))],
+)
+@torch.no_grad()
+def test_with_bias_and_relu(
+    strip_bytes: int, geometry: dict[str, Any], out_size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without gradients all happens in one pass; rows are cut off by a negative padding."""
+    monkeypatch.setattr(deformable_gather, "STRIP_BYTES", strip_bytes)
+    tensors = make_inputs(size=(14, 11), out_size=out_size)
+    bias = torch.randn(5)
+    found = deform_conv2d(*tensors, bias=bias, relu=True, backend="gather", **geometry)
+    apart = deform_conv2d(*tensors, backend="gather", **geometry)
+    torch.testing.assert_close(found, (apart + bias[:, None, None]).relu(), rtol=1e-5, atol=1e-5)
+    assert (found == 0).any()
+    assert (found > 0).any()
+
+
+def test_gradients_pass_through_bias_and_relu() -> None:
+    leaves = [t.requires_grad_() for t in (*make_inputs(), torch.randn(5))]
+    *tensors, bias = leaves
+    out = deform_conv2d(*tensors, bias=bias, relu=True, padding=1, backend="gather")
+    theirs = torchvision_deform_conv2d(tensors[0], tensors[1], tensors[2], bias, 1, 1, 1, tensors[3]).relu()
+    for ours, other in zip(
+        torch.autograd.grad(out.square().sum(), leaves),
+        torch.autograd.grad(theirs.square().sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
 
 
 @pytest.mark.parametrize("strip_bytes", [1, 3000, 2**23])
