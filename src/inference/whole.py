@@ -124,7 +124,9 @@ def half_size(network: Any, image: Tensor) -> tuple[Rows, tuple[int, int]]:
 
     def image_rows(start: int, stop: int) -> Tensor:
         rows = source_rows(start, stop, size[0], image.shape[1], network.pixel_mean)
-        return resize_band(network.normalise(image[:, rows.start : rows.stop])[None], rows, size[1])
+        pixels = resize_band(network.normalise(image[:, rows.start : rows.stop])[None], rows, size[1])
+        # in the order of all that it meets: maps joined with another order would be copied back and forth
+        return pixels.contiguous(memory_format=torch.channels_last)
 
     return image_rows, size
 
