@@ -264,6 +264,10 @@ class Shares(Recorder):
         lines = [*self.photos, *self.crops]
         (self.folder / f"rank_{self.global_rank}.txt").write_text("\n".join(lines))
 
+    def teardown(self, stage: str) -> None:
+        if torch.distributed.is_initialized():  # a process that ends with its threads running may be aborted
+            torch.distributed.destroy_process_group()
+
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
