@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.models.deformable import DeformableConv
@@ -21,14 +22,12 @@ class ReceptiveFieldBoosting(nn.Module):
         self.branches = nn.ModuleList(DeformableConv(width, width // 4, k) for k in (1, 3, 5, 7))
         self.merge = nn.Conv2d(width, width, 1)
         self.merge_norm = nn.BatchNorm2d(width)
-        self.merge_act = nn.ReLU()
         self.refine = nn.Conv2d(width, width, 3, padding=1)
         self.refine_norm = nn.BatchNorm2d(width)
-        self.refine_act = nn.ReLU()
 
     def forward(self, d3_up: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:
         """(B, d, H/8, W/8) twice -> D2 at stride 8 and its upsampling at stride 4."""
         x = d3_up + s2
         x = torch.cat([branch(x) for branch in self.branches], dim=1)
-        d2 = self.merge_act(self.merge_norm(self.merge(x)))
-        return d2, self.refine_act(self.refine_norm(self.refine(upsample(d2))))
+        d2 = F.relu(self.merge_norm(self.merge(x)))
+        return d2, F.relu(self.refine_norm(self.refine(upsample(d2))))
