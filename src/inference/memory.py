@@ -17,8 +17,6 @@ _LEAST = 2 * _GIB  # enough for windows; a machine that is short of memory may s
 _SHARE = 0.75  # of the free memory, left to inference by default
 _LIBRARIES = 1.1 * _GIB  # the process before it has a network, small bands, and gaps between blocks
 _IMAGE = 3 + 12  # bytes of a pixel: 8-bit, and normalised
-ENCODER_BAND_BYTES = 768 * 2**20  # of all maps of a band of the encoder; smaller ones compute more rows twice
-_BAND_EXCESS = 1.5  # bands are of equal height, so one may be larger than that
 _FEWEST = 512 * 512
 _SUFFICIENT = 1024 * 1024
 _PROBE_SIDE = 256
@@ -58,14 +56,14 @@ class WholeImageCost:
     Of networks whose high-resolution maps stay whole everything is counted on the ``meta`` device.
 
     Args:
-        network: the segmenter. banded: whether the encoder runs in bands. streamed: whether the high-resolution
-            branch does.
+        network: the segmenter. band_bytes: memory of a band of the encoder; None where it does not run in bands.
+        streamed: whether the high-resolution branch runs in bands.
     """
 
-    def __init__(self, network: Any, banded: bool = False, streamed: bool = True) -> None:
+    def __init__(self, network: Any, band_bytes: int | None = None, streamed: bool = True) -> None:
         weights = sum(p.numel() * p.element_size() for p in network.parameters())
         self._fixed = _LIBRARIES + 2 * weights  # the network and its copy for inference
-        self._banded = banded
+        self._band_bytes = band_bytes
         width = network.transformer_decoder.query_features.embedding_dim
         if streamed:
             self._encoder = bytes_per_pixel(network.backbone)
@@ -77,8 +75,8 @@ class WholeImageCost:
     def bytes(self, pixels: int) -> float:
         """Of an image of so many pixels."""
         encoder = self._encoder * pixels
-        if self._banded:
-            encoder = min(encoder, _BAND_EXCESS * ENCODER_BAND_BYTES)
+        if self._band_bytes is not None:
+            encoder = min(encoder, self._band_bytes)
         return self._fixed + _IMAGE * pixels + max(encoder, self._maps * pixels)
 
     def pixels(self, memory: int) -> int:

@@ -92,7 +92,8 @@ class Predictor:
         self._memory = available_bytes(self._device) if memory_gb is None else int(memory_gb * 2**30)
         self._encoder = BandedEncoder.of(self._network) if is_divisible(self._network) else None
         streamed = HighResolutionBranch.of(self._network.pixel_decoder) is not None
-        cost = WholeImageCost(self._network, self._encoder is not None and streamed, streamed)
+        banded = self._encoder if streamed else None
+        cost = WholeImageCost(self._network, None if banded is None else banded.band_bytes, streamed)
         self._whole_pixels = cost.pixels(self._memory)
         self._tiled = None
         if mode == "tiled" or (mode == "auto" and is_divisible(self._network)):

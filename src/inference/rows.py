@@ -53,8 +53,13 @@ def bands(height: int, rows: int) -> Iterator[tuple[int, int]]:
 
 def cached_bands(channels: int, size: tuple[int, int], device: torch.device) -> Iterator[tuple[int, int]]:
     """Bands of a map (1, channels, *size) that suit the device."""
+    yield from bands(size[0], cached_rows(channels, size[1], device))
+
+
+def cached_rows(channels: int, width: int, device: torch.device) -> int:
+    """How many rows of a map (1, channels, ., width) make a band that suits the device."""
     budget = BAND_BYTES if device.type == "cpu" else _DEVICE_BAND_BYTES
-    yield from bands(size[0], max(1, budget // (4 * channels * size[1])))
+    return max(1, budget // (4 * channels * width))
 
 
 def rows_of(x: Tensor) -> Rows:
@@ -65,6 +70,35 @@ def rows_of(x: Tensor) -> Rows:
 def empty_map(like: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
     """(B, channels, *size), channels last in memory; batch, dtype and device as of ``like`` (B, ...)."""
     return like.new_empty((len(like), *size, channels)).permute(0, 3, 1, 2)
+
+
+class GrowingMap:
+    """A map that is put together from its rows, from top to bottom.
+
+    Args:
+        height: rows of the map.
+    """
+
+    def __init__(self, height: int) -> None:
+        self._height, self._known = height, 0
+        self._map: Tensor | None = None
+
+    def append(self, rows: Tensor) -> None:
+        """The next rows, (1, C, n, w); a map that comes at once is kept as it is."""
+        stop = self._known + rows.shape[2]
+        if self._map is None and stop == self._height:
+            self._map = rows
+        else:
+            if self._map is None:
+                self._map = empty_map(rows, rows.shape[1], (self._height, rows.shape[3]))
+            self._map[:, :, self._known : stop] = rows
+        self._known = stop
+
+    def whole(self) -> Tensor:
+        """The map (1, C, height, w) after its last rows."""
+        assert self._map is not None
+        assert self._known == self._height
+        return self._map
 
 
 def source_rows(start: int, stop: int, height: int, source_height: int, like: Tensor) -> SourceRows:

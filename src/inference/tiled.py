@@ -30,10 +30,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from src.inference.encoder import BandedEncoder, shallow_stages
+from src.inference.encoder import BandedEncoder
 from src.inference.high_resolution import HighResolutionBranch
 from src.inference.large_photos import PhotoRows, reduced
 from src.inference.rows import Rows, resize_band, source_rows
+from src.inference.shallow_stages import shallow_stages
 from src.inference.whole import Band, DensePrediction, half_size, predict_whole
 from src.models.layers import crop_like
 from src.models.pixel_decoder.dual_branch import DualBranchPixelDecoder

@@ -142,11 +142,11 @@ class RectifiedConv(nn.Conv2d):
             groups=conv.groups,
             device="meta",
         )
-        self.weight, self.bias, self._geometry = conv.weight, conv.bias, geometry
+        self.weight, self.bias, self.geometry = conv.weight, conv.bias, geometry
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, O, h, w)."""
-        return convolve(x, self.weight, self.bias, self._geometry)
+        return convolve(x, self.weight, self.bias, self.geometry)
 
 
 class ResidualBlock(nn.Module):
@@ -160,14 +160,14 @@ class ResidualBlock(nn.Module):
         self, inner: nn.Module, last: nn.Conv2d, geometry: Geometry, shortcut: nn.Module | None
     ) -> None:
         super().__init__()
-        self.inner, self.last, self.shortcut, self._geometry = inner, last, shortcut, geometry
+        self.inner, self.last, self.shortcut, self.geometry = inner, last, shortcut, geometry
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, O, h, w)."""
         add = x if self.shortcut is None else self.shortcut(x)
         fresh = self.shortcut is not None
         weight, bias = self.last.weight, self.last.bias
-        return convolve(self.inner(x), weight, bias, self._geometry, add=add, overwrite=fresh)
+        return convolve(self.inner(x), weight, bias, self.geometry, add=add, overwrite=fresh)
 
 
 def folded(conv: Convolution, norm: nn.Module) -> tuple[Tensor, Tensor]:

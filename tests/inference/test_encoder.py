@@ -2,36 +2,85 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
-from src.inference import encoder as banded
-from src.inference.encoder import BandedEncoder, reach, shallow_stages
+from src.inference import rows, shallow_stages
+from src.inference.encoder import BandedEncoder
 from src.inference.folding import inference_copy
+from src.inference.shallow_stages import StreamedStages, banded_stages, reach
 from src.models.backbone import Backbone
 from src.models.segmenter import Segmenter
 
 
-@pytest.mark.parametrize("band_bytes", [1, 30_000, 2**30])
+@pytest.fixture(scope="module")
+def exact_networks(build_network: Callable[..., Segmenter]) -> Callable[[str], Segmenter]:
+    """Makes the small network in float64 with an encoder of the given name."""
+    return functools.cache(lambda encoder: build_network(high_resolution=True, encoder=encoder).double())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "band_bytes"),
+    [
+        ("resnet18", 1),
+        ("resnet18", 2**30),
+        ("resnet50", 100_000),
+        ("resnet50", 2**30),
+        ("efficientnet_lite0", 2**18),
+        ("efficientnet_lite0", 2**30),
+    ],
+)
 def test_bands_equal_the_whole(
-    exact_network: Segmenter, image: Tensor, band_bytes: int, monkeypatch: pytest.MonkeyPatch
+    exact_networks: Callable[[str], Segmenter],
+    image: Tensor,
+    encoder: str,
+    band_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(banded, "_BAND_BYTES", band_bytes)
+    monkeypatch.setattr(rows, "BAND_BYTES", band_bytes)
+    monkeypatch.setattr(shallow_stages, "_BAND_BYTES", band_bytes)
+    exact_network = exact_networks(encoder)
     network = inference_copy(exact_network)
     with torch.inference_mode():
-        expected = network.backbone(network.normalise(image)[None])
-        encoder = BandedEncoder.of(network)
-        assert encoder is not None
-        finest, features = encoder(network, image)
-        torch.testing.assert_close(finest, network.pixel_decoder.laterals[0](expected[0]), rtol=0, atol=1e-9)
+        expected = exact_network.backbone(exact_network.normalise(image)[None])
+        banded = BandedEncoder.of(network)
+        assert banded is not None
+        finest, features = banded(network, image)
+        projected = exact_network.pixel_decoder.laterals[0](expected[0])
+        torch.testing.assert_close(finest, projected, rtol=0, atol=1e-9)
     for found, whole in zip(features[1:], expected[1:], strict=True):
         torch.testing.assert_close(found, whole, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "streamed"), [("resnet18", True), ("resnet50", True), ("efficientnet_lite0", False)]
+)
+def test_layers_of_resnets_are_streams(
+    exact_networks: Callable[[str], Segmenter], encoder: str, streamed: bool
+) -> None:
+    backbone = inference_copy(exact_networks(encoder)).backbone
+    found = banded_stages(backbone, shallow_stages.shallow_stages(backbone))
+    assert isinstance(found, StreamedStages) is streamed
+
+
+def test_streams_keep_their_state_to_themselves(exact_network: Segmenter, image: Tensor) -> None:
+    network = inference_copy(exact_network)
+    encoder = BandedEncoder.of(network)
+    assert encoder is not None
+    with torch.inference_mode():
+        first, _ = encoder(network, image)
+        encoder(network, image[:, :100, :80])
+        again, _ = encoder(network, image)
+    assert torch.equal(first, again)
+
+
 def test_reach_is_the_receptive_field() -> None:
     """7x7 and pooling, four 3x3 at stride 4, four at stride 8: 49 pixels on one side."""
-    assert reach(shallow_stages(Backbone("resnet18", weights="none").eval())) in (56, 64)
+    assert reach(shallow_stages.shallow_stages(Backbone("resnet18", weights="none").eval())) in (56, 64)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "convnext_atto"])
