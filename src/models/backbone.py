@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any, Self
 
 import timm
@@ -14,6 +15,7 @@ from src.errors import UserError
 from src.models.pretrained import load_packaged_weights
 
 STRIDES = (4, 8, 16, 32)
+_ODD_SIZE = (65, 99)  # leaves a remainder at every stride
 # arguments of timm.create_model that read files: a configuration may come with a stranger's checkpoint
 _WEIGHT_OPTIONS = (
     "checkpoint_path",
@@ -37,7 +39,8 @@ class Backbone(nn.Module):
         freeze_norm_affine: keep scale and shift of BatchNorm layers fixed while their statistics follow the
             data, as in the released training configuration.
         pad_to: zero-pad the input at the bottom and right to a multiple of this and crop the feature maps to
-            ceil(size / stride). For patch-embedding encoders, which would drop the last pixels; 1 for none.
+            ceil(size / stride); 1 for none. By default 32 for encoders that need it because they would drop the last
+            pixels (ConvNeXt, DenseNet, Swin), and 1 for all others.
         options: further arguments of ``timm.create_model``, none that say where weights come from.
 
     Attributes:
@@ -57,7 +60,7 @@ class Backbone(nn.Module):
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         freeze_norm_affine: bool = False,
         freeze_norm_statistics: bool = False,
-        pad_to: int = 1,
+        pad_to: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -67,8 +70,10 @@ class Backbone(nn.Module):
             )
         if weights not in ("timm", "package", "none"):
             raise UserError(f"model.backbone.weights is {weights!r}; choose timm, package or none")
-        self.mean, self.std, self.pad_to = tuple(mean), tuple(std), pad_to
-        self.encoder: Any = _create(name, weights == "timm", options)
+        self.mean, self.std = tuple(mean), tuple(std)
+        indices, needed = _pyramid(name, options)
+        self.pad_to = needed if pad_to is None else pad_to
+        self.encoder: Any = _create(name, weights == "timm", indices, options)
         self.channels: tuple[int, ...] = tuple(self.encoder.feature_info.channels())
         self._channels_last = "NHWC" in str(getattr(self.encoder, "output_fmt", ""))  # Swin computes in it
         if weights == "package":
@@ -99,13 +104,7 @@ class Backbone(nn.Module):
         return [x[..., : -(-height // s), : -(-width // s)] for x, s in zip(maps, STRIDES, strict=True)]
 
 
-def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
-    if not timm.is_model(name):
-        close = (
-            ", ".join(difflib.get_close_matches(name, timm.list_models(), n=6)) or "see timm.list_models()"
-        )
-        raise UserError(f"timm has no model {name!r} (model.backbone.name). Similar names: {close}")
-    indices = _pyramid_indices(name, options)
+def _create(name: str, pretrained: bool, indices: tuple[int, ...], options: dict[str, Any]) -> Any:
     try:
         return timm.create_model(
             name, features_only=True, pretrained=pretrained, out_indices=indices, **options
@@ -120,8 +119,13 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
         ) from error
 
 
-def _pyramid_indices(name: str, options: dict[str, Any]) -> tuple[int, ...]:
-    """Which of the encoder's maps have strides 4, 8, 16 and 32."""
+def _pyramid(name: str, options: dict[str, Any]) -> tuple[tuple[int, ...], int]:
+    """Which of the encoder's maps have strides 4, 8, 16 and 32, and the ``pad_to`` that it needs."""
+    if not timm.is_model(name):
+        close = (
+            ", ".join(difflib.get_close_matches(name, timm.list_models(), n=6)) or "see timm.list_models()"
+        )
+        raise UserError(f"timm has no model {name!r} (model.backbone.name). Similar names: {close}")
     with torch.device("meta"):
         probe: Any = timm.create_model(name, features_only=True, pretrained=False, **options)
     reductions = list(probe.feature_info.reduction())
@@ -131,5 +135,21 @@ def _pyramid_indices(name: str, options: dict[str, Any]) -> tuple[int, ...]:
             f"{name} has feature maps at strides {reductions}, but the decoders need {list(STRIDES)}. Choose an "
             "encoder with a feature pyramid (ResNet, ConvNeXt, Swin, EfficientNet, ...)."
         )
+    places = [len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES]
     start = list(probe.feature_info.out_indices)
-    return tuple(start[len(reductions) - 1 - reductions[::-1].index(s)] for s in STRIDES)
+    return tuple(start[place] for place in places), 1 if _rounds_up(probe, places) else STRIDES[-1]
+
+
+@torch.no_grad()
+def _rounds_up(probe: Any, places: Sequence[int]) -> bool:
+    """Whether an encoder on the ``meta`` device gives maps of ceil(size / stride) for any size."""
+    height, width = _ODD_SIZE
+    rows = 1 if "NHWC" in str(getattr(probe, "output_fmt", "")) else 2
+    try:
+        maps = probe.eval()(torch.empty((1, 3, height, width), device="meta"))
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError):  # only at multiples, it seems
+        return False
+    return all(
+        tuple(maps[place].shape[rows : rows + 2]) == (-(-height // stride), -(-width // stride))
+        for place, stride in zip(places, STRIDES, strict=True)
+    )

@@ -25,11 +25,12 @@ def lite0():
         ("resnet18.tv_in1k", {}),
         ("resnet50.tv_in1k", {}),
         ("tf_efficientnet_lite0", {}),
-        ("convnext_atto", {"pad_to": 32}),
-        (
-            "swin_tiny_patch4_window7_224",
-            {"pad_to": 32, "strict_img_size": False, "always_partition": True},
-        ),
+        ("convnext_atto", {}),
+        ("densenet121", {}),
+        ("regnety_002", {}),
+        ("hrnet_w18_small", {}),
+        ("mobilenetv4_conv_small", {}),
+        ("swin_tiny_patch4_window7_224", {"strict_img_size": False, "always_partition": True}),
     ],
 )
 @torch.no_grad()
