@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import netrc
 import os
 import socket
 import warnings
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
@@ -33,9 +35,9 @@ def wandb_mode(timeout: float = 3.0) -> str:
     if chosen:
         return chosen
     settings = wandb.setup().settings
-    if not (settings.api_key or wandb.api.api_key):
-        return "offline"
     address = urlparse(settings.base_url)
+    if not (settings.api_key or settings.identity_token_file or _has_netrc_key(address.netloc)):
+        return "offline"
     try:
         with socket.create_connection((address.hostname or "", address.port or 443), timeout=timeout):
             return "online"
@@ -44,6 +46,17 @@ def wandb_mode(timeout: float = 3.0) -> str:
             "W&B has a key, but %s does not answer: logging offline (wandb sync later)", address.hostname
         )
         return "offline"
+
+
+def _has_netrc_key(host: str) -> bool:
+    """Whether ``wandb login`` has left a key for a host."""
+    given = os.environ.get("NETRC")
+    files = [Path(given)] if given else [Path("~/.netrc").expanduser(), Path("~/_netrc").expanduser()]
+    file = next((file for file in files if file.is_file()), None)
+    try:
+        return file is not None and netrc.netrc(file).authenticators(host) is not None
+    except (netrc.NetrcParseError, OSError):
+        return False
 
 
 def wandb_logger(

@@ -1,0 +1,63 @@
+"""W&B is online only with a key and a server that answers."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+
+import pytest
+import wandb
+
+from src.engine.logging import wandb_mode
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> socket.socket:
+    """A server that listens, as W&B's address; no key anywhere."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    listening = socket.create_server(("127.0.0.1", 0))
+    settings = wandb.setup().settings
+    monkeypatch.setattr(settings, "api_key", None)
+    monkeypatch.setattr(settings, "base_url", f"http://127.0.0.1:{listening.getsockname()[1]}")
+    return listening
+
+
+def write_key(tmp_path: Path, server: socket.socket) -> None:
+    port = server.getsockname()[1]
+    (tmp_path / "netrc").write_text(f"machine 127.0.0.1:{port} login user password {'0' * 40}\n")
+
+
+def test_offline_without_a_key(server: socket.socket) -> None:
+    with server:
+        assert wandb_mode() == "offline"
+
+
+def test_online_with_a_key_of_a_login(server: socket.socket, tmp_path: Path) -> None:
+    write_key(tmp_path, server)
+    with server:
+        assert wandb_mode() == "online"
+
+
+def test_offline_when_the_server_does_not_answer(
+    server: socket.socket, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_key(tmp_path, server)
+    server.close()
+    with caplog.at_level(logging.WARNING):
+        assert wandb_mode(timeout=0.5) == "offline"
+    assert "does not answer" in caplog.text
+
+
+def test_a_broken_file_is_no_key(server: socket.socket, tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text("machine")
+    with server:
+        assert wandb_mode() == "offline"
+
+
+def test_the_environment_decides(server: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with server:
+        assert wandb_mode() == "disabled"
