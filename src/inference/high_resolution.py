@@ -21,13 +21,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.allocation import return_freed_memory
 from src.inference.deformable_band import DeformableBand
-from src.inference.rows import Rows, cached_bands, empty_map, resize_band, resized_rows, rows_of, source_rows
+from src.inference.rows import (
+    RollingRows,
+    Rows,
+    RowsGoneError,
+    cached_bands,
+    empty_map,
+    resize_band,
+    resized_rows,
+    source_rows,
+)
 from src.models.convolution import convolve, folded
 from src.models.layers import ConvNormAct
 from src.models.pixel_decoder.egf import EdgeGuidedFusion
 from src.models.pixel_decoder.lse import LowLevelStructure, SpatialAttention
+
+_ROWS_KEPT = 64  # of the fusion's input, above those that the last band reached
 
 
 class FusedMap(NamedTuple):
@@ -87,9 +97,26 @@ class HighResolutionBranch:
             image_rows: normalised image at half size. size: h and w.
             s1: (1, d, h/2, w/2). context: (1, d, h/2, w/2), the upsampled D2.
         """
+        try:
+            return self._fuse(image_rows, size, s1, context, _ROWS_KEPT)
+        except RowsGoneError:  # offsets of one band that reach far above those of the band before
+            return self._fuse(image_rows, size, s1, context, size[0])
+
+    def _fuse(
+        self, image_rows: Rows, size: tuple[int, int], s1: Tensor, context: Tensor, kept: int
+    ) -> FusedMap:
         height = size[0]
-        gated = empty_map(s1, self._reduce.out_channels, size)
         edge_logits = empty_map(s1, 1, size)
+        gated = RollingRows(self._gated_bands(image_rows, size, s1, context, edge_logits), kept)
+        sampled = empty_map(s1, self._sample_fusion.out_channels, size)
+        for start, stop in cached_bands(sampled.shape[1], size, sampled.device):
+            sampled[:, :, start:stop] = self._sample_fusion(gated, height, start, stop)
+        return FusedMap(sampled, context, edge_logits)
+
+    def _gated_bands(
+        self, image_rows: Rows, size: tuple[int, int], s1: Tensor, context: Tensor, edge_logits: Tensor
+    ) -> Iterator[Tensor]:
+        """The fusion's input (1, d/2, n, w) from top to bottom; fills in the edge logits on the way."""
         edge_weight, edge_bias = self._edge_reduce
         context_edges = F.conv2d(context, edge_weight)
         for start, stop, detail in self._detail_bands(image_rows, size, s1):
@@ -97,15 +124,7 @@ class HighResolutionBranch:
             edges = convolve(detail, edge_weight, edge_bias, add=enlarged, overwrite=True)
             edge_logits[:, :, start:stop] = self._edge_head(edges)
             gate = detail.sigmoid_().mul_(resized_rows(context, start, stop, size))
-            gated[:, :, start:stop] = self._reduce(gate)
-        del s1, detail, gate, edges, context_edges
-        return_freed_memory()
-
-        sampled = empty_map(gated, self._sample_fusion.out_channels, size)
-        rows = rows_of(gated)
-        for start, stop in cached_bands(gated.shape[1], size, gated.device):
-            sampled[:, :, start:stop] = self._sample_fusion(rows, height, start, stop)
-        return FusedMap(sampled, context, edge_logits)
+            yield self._reduce(gate)
 
     def mask_features(self, fused: FusedMap, start: int, stop: int) -> Tensor:
         """Rows start..stop of the mask features, (1, D, n, w)."""

@@ -23,6 +23,7 @@ BAND_BYTES = 16 * 2**20
 """Size of one map of a band on a CPU: larger ones leave the cache, smaller ones compute more rows twice."""
 
 _DEVICE_BAND_BYTES = 2**30
+_BANDS_HELD = 4  # of a map that rolls by
 
 
 class SourceRows(NamedTuple):
@@ -99,6 +100,56 @@ class GrowingMap:
         assert self._map is not None
         assert self._known == self._height
         return self._map
+
+
+class RowsGoneError(LookupError):
+    """Rows were asked for that are not kept any more."""
+
+
+class RollingRows:
+    """``Rows`` of a map that is made from top to bottom and of which only the latest rows are kept.
+
+    Args:
+        bands: the map's rows in turn, (1, C, n, w).
+        kept: rows above the first of a request that later requests may still ask for.
+
+    Raises:
+        RowsGoneError: rows are asked for that lie above those.
+    """
+
+    def __init__(self, bands: Iterator[Tensor], kept: int) -> None:
+        self._bands, self._kept = bands, kept
+        self._buffer: Tensor | None = None
+        self._first = self._made = self._asked = 0  # the buffer holds the rows first..made
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """Rows start..stop, valid until the next call."""
+        if start < self._first:
+            raise RowsGoneError(f"row {start} is gone, {self._first} is the first that is kept")
+        self._asked = start
+        while self._made < stop:
+            self._append(next(self._bands))
+        assert self._buffer is not None
+        return self._buffer[:, :, start - self._first : stop - self._first]
+
+    def _append(self, rows: Tensor) -> None:
+        count = rows.shape[2]
+        if self._buffer is None:
+            self._buffer = empty_map(rows, rows.shape[1], (_BANDS_HELD * count, rows.shape[3]))
+        if self._made - self._first + count > self._buffer.shape[2]:
+            self._make_room(count)
+        self._buffer[:, :, self._made - self._first :][:, :, :count] = rows
+        self._made += count
+
+    def _make_room(self, count: int) -> None:
+        assert self._buffer is not None
+        first = max(self._first, self._asked - self._kept)
+        held = self._buffer[:, :, first - self._first : self._made - self._first].clone()
+        needed = held.shape[2] + count
+        if 2 * needed > self._buffer.shape[2]:  # or it would have to move rows with every band
+            self._buffer = empty_map(held, held.shape[1], (2 * needed, held.shape[3]))
+        self._buffer[:, :, : held.shape[2]] = held
+        self._first = first
 
 
 def source_rows(start: int, stop: int, height: int, source_height: int, like: Tensor) -> SourceRows:

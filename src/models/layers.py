@@ -141,8 +141,8 @@ class MultiheadAttention(nn.Module):
 
         Args:
             query: (B, N, D). key, value: (B, M, D).
-            mask: bool, broadcastable to (B, heads, N, M); True lets a query attend to a key. At least one
-                key per query must be allowed.
+            mask: broadcastable to (B, heads, N, M): bool, where True lets a query attend to a key, or added to the
+                logits. At least one key per query must be allowed.
 
         Returns:
             (B, N, D).

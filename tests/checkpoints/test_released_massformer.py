@@ -159,7 +159,7 @@ def test_single_precision_changes_rounding_only(network, golden_images, answers,
         exact = next(masks)
         flips.append(int((rounded(self, *arguments) != exact).sum()))
         pixels += exact.numel()
-        return exact
+        return exact.float()
 
     monkeypatch.setattr(MaskedAttentionDecoder, "_attention_mask", same_pixels)
     single = answer(network, golden_images)

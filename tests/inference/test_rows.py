@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.inference.rows import ResizedStream, bands, resized_rows
+from src.inference.rows import ResizedStream, RollingRows, RowsGoneError, bands, resized_rows
 
 sides = st.integers(1, 40)
 
@@ -29,3 +30,19 @@ def test_bands_and_streams_equal_interpolate(h: int, w: int, height: int, width:
 def test_channels_last_maps_stay_so() -> None:
     source = torch.rand(1, 8, 6, 5).contiguous(memory_format=torch.channels_last)
     assert resized_rows(source, 0, 7, (12, 10)).stride(1) == 1
+
+
+def test_rolling_rows_are_those_of_the_whole_map() -> None:
+    map_ = torch.randn(1, 3, 50, 4)
+    for kept in (0, 3, 50):
+        rolling = RollingRows(iter(map_.split(4, dim=2)), kept)
+        for start, stop in ((0, 5), (0, 9), (3, 14), (10, 40), (25, 50)):  # a far look down, then slowly on
+            assert torch.equal(rolling(start, stop), map_[:, :, start:stop])
+
+
+def test_rolling_rows_say_what_is_gone() -> None:
+    rolling = RollingRows(iter(torch.randn(1, 3, 50, 4).split(4, dim=2)), kept=2)
+    for start in range(0, 40, 4):
+        rolling(start, start + 6)
+    with pytest.raises(RowsGoneError):
+        rolling(5, 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.inference import label_map, predict_labels, semantic_scores
+from src.inference.deformable_band import DeformableBand
 from src.inference.folding import inference_copy
-from src.inference.high_resolution import HighResolutionBranch
+from src.inference.high_resolution import FusedMap, HighResolutionBranch
 from src.inference.whole import half_size, predict_whole
 from src.models.convolution import ResidualBlock
 from src.models.segmenter import Segmenter
@@ -77,6 +79,29 @@ def test_offsets_that_reach_across_the_image(
     monkeypatch.setattr("src.inference.rows.BAND_BYTES", 20_000)
     found = torch.cat([b.scores for b in predict_whole(network, image).bands((85, 117))], dim=1)
     torch.testing.assert_close(found, scores, rtol=0, atol=1e-4)
+
+
+def test_offsets_that_suddenly_reach_rows_that_are_gone(
+    exact_network: Segmenter, image: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = inference_copy(exact_network)
+    scores, _ = plain_scores(network, image, (85, 117))
+    near, once, kept = DeformableBand._reach, HighResolutionBranch._fuse, []
+
+    def far_in_the_middle(self: DeformableBand, offset: Tensor, farthest: int) -> int:
+        return 85 if farthest < 50 else near(self, offset, farthest)
+
+    def noted(*given: Any) -> FusedMap:
+        kept.append(given[-1])
+        return once(*given)
+
+    monkeypatch.setattr(DeformableBand, "_reach", far_in_the_middle)
+    monkeypatch.setattr(HighResolutionBranch, "_fuse", noted)
+    monkeypatch.setattr("src.inference.high_resolution._ROWS_KEPT", 0)
+    monkeypatch.setattr("src.inference.rows.BAND_BYTES", 10_000)
+    found = torch.cat([b.scores for b in predict_whole(network, image).bands((85, 117))], dim=1)
+    torch.testing.assert_close(found, scores, rtol=0, atol=1e-4)
+    assert kept == [0, 85]  # and again, with all rows
 
 
 @pytest.mark.parametrize("folded", [False, True])

@@ -139,11 +139,12 @@ def test_pixels_outside_of_its_mask_do_not_reach_a_query(decoder):
     features = torch.zeros(1, WIDTH, 4, 6)
     features[:, 0, :, :3], features[:, 0, :, 3:] = 1, -1
     attend = decoder._attention_mask(embeddings, features, (4, 6), None)[0, 0]
+    assert set(attend.flatten().tolist()) == {0, -torch.inf}
     left = torch.zeros(4, 6, dtype=torch.bool)
     left[:, :3] = True
     for query in range(QUERIES):
         expected = left if embeddings[0, query, 0] > 0 else ~left
-        assert torch.equal(attend[query], expected.flatten())
+        assert torch.equal(attend[query] == 0, expected.flatten())
 
 
 @torch.no_grad()
@@ -152,7 +153,7 @@ def test_a_query_with_an_empty_mask_attends_everywhere_and_zero_counts_as_inside
     embeddings[0, :, 0] = torch.tensor([-1.0, 0.0, 1.0])
     features = torch.zeros(1, WIDTH, 2, 2)
     features[:, 0] = torch.tensor([[1.0, 1.0], [2.0, 3.0]])
-    attend = decoder._attention_mask(embeddings, features, (2, 2), None)
+    attend = decoder._attention_mask(embeddings, features, (2, 2), None) == 0
     assert attend.all()  # negative everywhere: empty; zero: sigmoid is 0.5, which is not below; positive: all
 
 

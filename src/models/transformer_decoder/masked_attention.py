@@ -46,7 +46,7 @@ class DecoderLayer(nn.Module):
         Args:
             queries, positions: (B, Q, D).
             memory: (B, h w, D). memory_position: of h rows and w columns.
-            attend: (B, 1, Q, h w) bool, True where a query may attend.
+            attend: (B, 1, Q, h w), 0 where a query may attend, else -inf.
             visible: (Q, Q) bool, True where a query may see another one; None for all.
         """
         keys = self._keys(memory, memory_position)
@@ -215,12 +215,16 @@ class MaskedAttentionDecoder(nn.Module):
     def _attention_mask(
         self, embeddings: Tensor, features: Tensor, size: tuple[int, int], piloted: PilotedQueries | None
     ) -> Tensor:
-        """(B, 1, Q, h w) bool for a memory of the given size; a query whose mask is empty attends everywhere."""
+        """What to add to the attention's logits, (B, 1, Q, h w): 0 where a query may attend, else -inf.
+
+        A query whose mask is empty attends everywhere.
+        """
         logits = torch.einsum("bqd,bdhw->bqhw", embeddings, features.to(embeddings.dtype))
-        attend = (resize(logits, size) >= 0).flatten(2)  # sigmoid >= 0.5
+        # in place: one map of a large photo's queries is the largest that the decoder makes
+        attend = resize(logits, size).ge_(0).flatten(2)  # sigmoid >= 0.5
         if piloted is not None:
             # sampled, not averaged: an average would remove the point noise
             own = F.interpolate(piloted.attend.to(embeddings.dtype), size, mode="nearest-exact") > 0
             attend[:, : own.shape[1]] = own.flatten(2)
-        attend = attend | ~attend.any(-1, keepdim=True)
-        return attend[:, None]
+        attend += attend.amax(-1, keepdim=True) == 0
+        return attend.log_()[:, None]  # of 1 and 0
