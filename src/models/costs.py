@@ -35,7 +35,7 @@ def count_macs(network: nn.Module, height: int, width: int, parts: Mapping[str, 
 
     ``convolution``         convolutions, transposed ones too
     ``linear``              linear layers, einsum and matrix products outside of attention
-    ``attention``           scores times values, and query times key where nothing is masked by a bool mask
+    ``attention``           scores times values, and query times key where there is no mask
     ``masked_scores``       query times key of masked attention
     ``deformable``          products with the weights of deformable convolutions
     ``deformable_samples``  bilinear samples of deformable convolutions, 4 per value
@@ -135,7 +135,7 @@ class _Attention(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         (query, key, value), mask = args[:3], kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
-        masked = mask is not None and mask.dtype == torch.bool
+        masked = mask is not None
         rows = query.shape[:-1].numel()
         self._counter.add("masked_scores" if masked else "attention", rows * key.shape[-2] * key.shape[-1])
         self._counter.add("attention", rows * value.shape[-2] * value.shape[-1])

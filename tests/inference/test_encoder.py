@@ -86,7 +86,7 @@ def test_reach_is_the_receptive_field() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "convnext_atto"])
 def test_common_encoders_can_be_divided(network: Segmenter, name: str) -> None:
     other = inference_copy(network)
-    other.backbone = Backbone(name, weights="none").eval()
+    other.backbone = Backbone(name, weights="none", pad_to=1).eval()
     assert BandedEncoder.of(other) is not None
 
 
