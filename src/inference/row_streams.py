@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +45,6 @@ def row_stream(module: nn.Module) -> RowStream | None:
         return _Convolution(module, module.geometry, rectify=True)
     if type(module) is nn.Conv2d and (geometry := Geometry.of(module)) is not None:
         return _Convolution(module, geometry, rectify=False)
-    if isinstance(module, nn.ReLU):
-        return _Rectifier()
     if isinstance(module, nn.MaxPool2d) and not module.ceil_mode and not module.return_indices:
         return _MaxPool(module)
     return None
@@ -78,7 +75,7 @@ class _Window:
     """
 
     def __init__(self, kernel: int, stride: int, padding: int, dilation: int, fill: float) -> None:
-        self._span, self._stride, self._padding = dilation * (kernel - 1) + 1, stride, padding
+        self.span, self.stride, self._padding = dilation * (kernel - 1) + 1, stride, padding
         self._fill = fill
         self._held: Tensor | None = None
         self._passed = (
@@ -97,14 +94,14 @@ class _Window:
         if not parts:
             return None
         held = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-        count = (held.shape[2] - self._span) // self._stride + 1
+        count = (held.shape[2] - self.span) // self.stride + 1
         if count < 1:
             self._held = held.clone()
             return None
-        following = count * self._stride
+        following = count * self.stride
         self._passed += max(following - held.shape[2], 0)
         self._held = held[:, :, following:].clone() if following < held.shape[2] and not last else None
-        return held[:, :, : following - self._stride + self._span]
+        return held[:, :, : following - self.stride + self.span]
 
     def _outside(self, like: Tensor, count: int) -> Tensor:
         return like.new_full((len(like), count, like.shape[3], like.shape[1]), self._fill).permute(0, 3, 1, 2)
@@ -131,14 +128,8 @@ class _Convolution(RowStream):
         x = self._window.push(rows, last)
         if x is None:
             return None
-        span = self._geometry.dilation[0] * (self._weight.shape[2] - 1) + 1
-        add = delayed.take((x.shape[2] - span) // self._geometry.stride[0] + 1)
+        add = delayed.take((x.shape[2] - self._window.span) // self._window.stride + 1)
         return convolve(x, self._weight, self._bias, self._geometry, add=add, overwrite=True)
-
-
-class _Rectifier(RowStream):
-    def push(self, rows: Tensor | None, last: bool) -> Tensor | None:
-        return None if rows is None else rows.relu()
 
 
 class _MaxPool(RowStream):
@@ -171,15 +162,9 @@ class _Delayed:
         return taken
 
 
-class _Parts(NamedTuple):
-    inner: RowStream
-    shortcut: RowStream
-    last: _Convolution
-
-
 class _Block(RowStream):
-    def __init__(self, parts: _Parts) -> None:
-        self._inner, self._shortcut, self._last = parts
+    def __init__(self, inner: RowStream, shortcut: RowStream, last: _Convolution) -> None:
+        self._inner, self._shortcut, self._last = inner, shortcut, last
         self._delayed = _Delayed()
 
     def push(self, rows: Tensor | None, last: bool) -> Tensor | None:
@@ -193,7 +178,7 @@ def _block(module: ResidualBlock) -> RowStream | None:
     shortcut = row_stream(module.shortcut or nn.Identity())
     if inner is None or shortcut is None:
         return None
-    return _Block(_Parts(inner, shortcut, _Convolution(module.last, module.geometry, rectify=True)))
+    return _Block(inner, shortcut, _Convolution(module.last, module.geometry, rectify=True))
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

@@ -147,8 +147,8 @@ def _rounds_up(probe: Any, places: Sequence[int]) -> bool:
     rows = 1 if "NHWC" in str(getattr(probe, "output_fmt", "")) else 2
     try:
         maps = probe.eval()(torch.empty((1, 3, height, width), device="meta"))
-    except (RuntimeError, ValueError, AssertionError, NotImplementedError):  # only at multiples, it seems
-        return False
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError):
+        return False  # it takes no such size
     return all(
         tuple(maps[place].shape[rows : rows + 2]) == (-(-height // stride), -(-width // stride))
         for place, stride in zip(places, STRIDES, strict=True)
