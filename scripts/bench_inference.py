@@ -2,6 +2,7 @@
 
     python -m scripts.bench_inference compare --sizes 1024x1024 2048x1536    # interleaved, every side its process
     python -m scripts.bench_inference compare --sizes 4096x3072 --rounds 1   # the plain form: minutes, 20 GiB
+    python -m scripts.bench_inference compare --device cuda [--precision bf16]   # on a GPU
     python -m scripts.bench_inference growth                                 # 1 to 64 megapixels, table and plot
     python -m scripts.bench_inference split --sizes 4096x3072                # where the time goes, and its limit
     python -m scripts.bench_inference agreement --checkpoint FILE            # windows against whole photos
@@ -11,7 +12,8 @@ From an 8-bit RGB array to the class of every pixel. The plain form is the netwo
 convolution and the released order of operations: all maps whole, all mask logits multiplied out at 1/4 and 1/2 and
 resized to the photo. The others have the same encoder, seven classes, random weights and their own post-processing;
 they need ``pip install transformers segmentation-models-pytorch``. Sides take turns, so that a busy machine slows
-all; ratios are medians over rounds. Peak memory is the largest resident size of the side's own process.
+all; ratios are medians over rounds. Peak memory is the largest resident size of the side's own process, on a GPU that
+of its tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -67,35 +69,63 @@ PLOT = ROOT / "docs/images/inference_growth.png"
 TIES = 2e-4
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def ours(weights: str, memory_gb: float) -> Predict:
+class Target(NamedTuple):
+    """Where networks run, and in what precision (a key of ``PRECISIONS``)."""
+
+    device: str
+    precision: str
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        return PRECISIONS[self.precision]
+
+    def inference(self, predict: Predict) -> Predict:
+        """The same in inference mode and in this precision."""
+
+        @torch.inference_mode()
+        def run(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            with torch.autocast(self.device, self.autocast, enabled=self.autocast is not None):
+                return predict(photo)
+
+        return run
+
+    def worker(self, side: str, weights: str, threads: int) -> Worker:
+        """A process that predicts as one of ``SIDES``."""
+        arguments = ["work", "--sides", side, "--weights", weights, "--threads", str(threads)]
+        arguments += ["--device", self.device, "--precision", self.precision]
+        return Worker("scripts.bench_inference", arguments, ours=side == "ours")
+
+
+def ours(target: Target, weights: str, memory_gb: float | None) -> Predict:
     """(H, W, 3) photo to (H, W) classes, as ``python -m src.predict`` finds them."""
-    predictor = Predictor(saved_network(weights), limit=None, memory_gb=memory_gb)
+    network = saved_network(weights).to(target.device)
+    predictor = Predictor(network, limit=None, memory_gb=memory_gb, autocast=target.autocast)
     return lambda photo: predictor(photo, scores=False).label
 
 
-def plain(weights: str) -> Predict:
-    network = saved_network(weights)
+def plain(target: Target, weights: str) -> Predict:
+    network = saved_network(weights).to(target.device)
 
-    @torch.inference_mode()
     def predict(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        image = torch.from_numpy(photo).permute(2, 0, 1)
+        image = torch.from_numpy(photo).permute(2, 0, 1).to(target.device)
         with deformable_backend("torchvision"):
             prediction = network(network.normalise(image)[None])
         scores = semantic_scores(prediction, photo.shape[:2])
         del prediction
-        return scores.argmax(1)[0].byte().numpy()
+        return scores.argmax(1)[0].byte().cpu().numpy()
 
-    return predict
+    return target.inference(predict)
 
 
-def _normalised(photo: NDArray[np.uint8]) -> torch.Tensor:
-    image = torch.from_numpy(photo).permute(2, 0, 1)[None].float()
+def _normalised(photo: NDArray[np.uint8], device: str) -> torch.Tensor:
+    image = torch.from_numpy(photo).to(device).permute(2, 0, 1)[None].float()
     return (image - 255 * 0.45) / (255 * 0.225)
 
 
-def mask2former() -> Predict:
+def mask2former(target: Target) -> Predict:
     from transformers import (
         Mask2FormerConfig,
         Mask2FormerForUniversalSegmentation,
@@ -107,37 +137,36 @@ def mask2former() -> Predict:
     classes: dict[str, Any] = {"num_labels": CLASSES}
     encoder = ResNetConfig(**stages)  # a ResNet-50
     network = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=encoder, **classes))
-    network.eval()
+    network.eval().to(target.device)
     processor = Mask2FormerImageProcessor()
 
-    @torch.inference_mode()
     def predict(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        outputs = network(pixel_values=_normalised(photo))
-        return processor.post_process_semantic_segmentation(outputs, [photo.shape[:2]])[0].byte().numpy()
+        outputs = network(pixel_values=_normalised(photo, target.device))
+        (label,) = processor.post_process_semantic_segmentation(outputs, [photo.shape[:2]])
+        return label.byte().cpu().numpy()
 
-    return predict
+    return target.inference(predict)
 
 
-def upernet() -> Predict:
+def upernet(target: Target) -> Predict:
     import segmentation_models_pytorch as smp
 
-    network = smp.UPerNet("resnet50", encoder_weights=None, classes=CLASSES).eval()
+    network = smp.UPerNet("resnet50", encoder_weights=None, classes=CLASSES).eval().to(target.device)
 
-    @torch.inference_mode()
     def predict(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return network(_normalised(photo)).argmax(1)[0].byte().numpy()
+        return network(_normalised(photo, target.device)).argmax(1)[0].byte().cpu().numpy()
 
-    return predict
+    return target.inference(predict)
 
 
-def work(side: str, weights: str, memory_gb: float) -> None:
+def work(side: str, target: Target, weights: str, memory_gb: float | None) -> None:
     """Predict one photo of every size that comes in."""
     try:
         makers: dict[str, Callable[[], Predict]] = {
-            "plain": lambda: plain(weights),
-            "ours": lambda: ours(weights, memory_gb),
-            "mask2former": mask2former,
-            "upernet": upernet,
+            "plain": lambda: plain(target, weights),
+            "ours": lambda: ours(target, weights, memory_gb),
+            "mask2former": lambda: mask2former(target),
+            "upernet": lambda: upernet(target),
         }
         predict = makers[side]()
     except ImportError as error:
@@ -151,7 +180,7 @@ def work(side: str, weights: str, memory_gb: float) -> None:
         label = predict(photo)
         seconds = time.perf_counter() - start
         assert label.shape == photo.shape[:2]
-        answer({"seconds": seconds, "gib": peak_gib()})
+        answer({"seconds": seconds, "gib": peak_gib(target.device)})
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -160,12 +189,12 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def compare(sizes: list[str], sides: list[str], rounds: int, threads: int) -> None:
+def compare(target: Target, sizes: list[str], sides: list[str], rounds: int, threads: int) -> None:
     """Print time and memory of every side at every size, smallest first."""
     rows = []
     with ExitStack() as stack:
         weights = stack.enter_context(_saved_weights())
-        workers = {side: stack.enter_context(_worker(side, weights, threads)) for side in sides}
+        workers = {side: stack.enter_context(target.worker(side, weights, threads)) for side in sides}
         for size in sizes:
             found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
             for _ in range(rounds):
@@ -182,11 +211,11 @@ def compare(sizes: list[str], sides: list[str], rounds: int, threads: int) -> No
     print(table(["photo", "form", "seconds", "ours is faster", "peak GiB"], rows))
 
 
-def growth(sizes: list[str], rounds: int, threads: int) -> None:
+def growth(target: Target, sizes: list[str], rounds: int, threads: int) -> None:
     """Print and plot our time and memory from 1 to 64 megapixels, every size in its own process."""
     rows, megapixels, seconds, gib = [], [], [], []
     for size in sizes:
-        with _saved_weights() as weights, _worker("ours", weights, threads) as worker:
+        with _saved_weights() as weights, target.worker("ours", weights, threads) as worker:
             found = [worker.ask(size) for _ in range(rounds)]
         height, width = _size(size)
         megapixels.append(height * width / 1e6)
@@ -240,11 +269,6 @@ def _saved_weights() -> Iterator[str]:
         yield path
 
 
-def _worker(side: str, weights: str, threads: int) -> Worker:
-    arguments = ["work", "--sides", side, "--weights", weights, "--threads", str(threads)]
-    return Worker("scripts.bench_inference", arguments, ours=side == "ours")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -255,16 +279,21 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--memory-gb", type=float, default=MEMORY_GB, help="budget of this project's side")
+    parser.add_argument("--device", default="cpu", help="of compare and growth: cpu or cuda")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of compare and growth")
+    parser.add_argument(
+        "--memory-gb", type=float, help="budget of this project's side, by default 4 on a CPU"
+    )
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", help="trained weights for the agreement")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    target = Target(args.device, args.precision)
     sizes = args.sizes or list(GROWTH if args.task == "growth" else GROWTH[:1])
     if args.task == "compare":
-        compare(sizes, args.sides, args.rounds, args.threads)
+        compare(target, sizes, args.sides, args.rounds, args.threads)
     elif args.task == "growth":
-        growth(sizes, args.rounds, args.threads)
+        growth(target, sizes, args.rounds, args.threads)
     elif args.task == "split":
         for size in sizes:
             report_split(make_network(), make_photo(*_size(size)))
@@ -275,7 +304,8 @@ def main() -> None:
     elif args.task == "equality":
         equality(sizes)
     else:
-        work(args.sides[0], args.weights, args.memory_gb)
+        memory_gb = MEMORY_GB if args.memory_gb is None and args.device == "cpu" else args.memory_gb
+        work(args.sides[0], target, args.weights, memory_gb)
 
 
 if __name__ == "__main__":

@@ -85,9 +85,11 @@ def make_photo(height: int, width: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy())
 
 
-def peak_gib() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def peak_gib(device: str = "cpu") -> float:
+    """Most memory so far: of this process, resident; on a CUDA device, of its tensors."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return torch.cuda.max_memory_allocated(device) / 2**30
 
 
 class Worker:

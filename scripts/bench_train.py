@@ -1,6 +1,7 @@
 """Time and peak memory of a training step: the plain form against this project, each in its own process.
 
     python -m scripts.bench_train                    # 512x512, batch 1, some minutes
+    python -m scripts.bench_train --device cuda --size 1024
 
 Full MaSSFormer with a ResNet-50, forward, loss, backward and the optimiser's step. The plain form has torchvision's
 deformable convolution and multiplies the mask logits of all seven predictions out before points are sampled; ours has
@@ -42,18 +43,18 @@ CLASSES = 7
 LEARNING_RATE = 3e-4
 
 
-def make_step(side: str, size: int) -> Callable[[], float]:
+def make_step(side: str, size: int, device: str) -> Callable[[], float]:
     """A function that does one training step and returns its loss."""
     torch.manual_seed(0)
-    network: Any = build_network(training_config())
+    network: Any = build_network(training_config()).to(device)
     if side == "ours":
         checkpoint_network(network)
         network.to(memory_format=torch.channels_last)
     points = training_config()["recipe"]["num_points"]
     criterion = SetCriterion(CLASSES, HungarianMatcher(num_points=points), BoundaryPoints(points))
     optimiser = torch.optim.AdamW(network.parameters(), LEARNING_RATE, fused=side == "ours")
-    image = torch.from_numpy(make_photo(size, size)).permute(2, 0, 1)[None]
-    targets = make_targets(size)
+    image = torch.from_numpy(make_photo(size, size)).permute(2, 0, 1)[None].to(device)
+    targets = make_targets(size, device)
     network.train()
 
     def loss_of_step() -> Tensor:
@@ -93,28 +94,28 @@ def multiplied_out(prediction: TrainingPrediction) -> TrainingPrediction:
 
     def whole(layer: QueryPrediction) -> QueryPrediction:
         logits = layer.mask_logits  # (B, Q, h, w)
-        one = torch.eye(logits.shape[1]).expand(len(logits), -1, -1)
+        one = torch.eye(logits.shape[1], device=logits.device).expand(len(logits), -1, -1)
         return QueryPrediction(layer.class_logits, one, logits)
 
     return prediction._replace(layers=tuple(whole(layer) for layer in prediction.layers))
 
 
-def make_targets(size: int) -> Targets:
+def make_targets(size: int, device: str) -> Targets:
     """Blobs of all classes."""
     generator = torch.Generator().manual_seed(1)
     coarse = torch.randn(1, CLASSES, size // 32, size // 32, generator=generator)
     label: Tensor = F.interpolate(coarse, (size, size), mode="bicubic").argmax(1).byte()
     boundary = torch.from_numpy(boundary_map(np.ascontiguousarray(label[0].numpy())))
-    return Targets(label, boundary[None])
+    return Targets(label.to(device), boundary[None].to(device))
 
 
-def work(side: str, size: int) -> None:
+def work(side: str, size: int, device: str) -> None:
     """One step for every line that comes in."""
-    step = make_step(side, size)
+    step = make_step(side, size, device)
     for _ in sys.stdin:
         start = time.perf_counter()
         loss = step()
-        answer({"seconds": time.perf_counter() - start, "gib": peak_gib(), "loss": loss})
+        answer({"seconds": time.perf_counter() - start, "gib": peak_gib(device), "loss": loss})
 
 
 def main() -> None:
@@ -126,12 +127,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the crop, pixels")
     parser.add_argument("--rounds", type=int, default=3, help="after one step to warm up")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.task == "work":
-        work(args.side, args.size)
+        work(args.side, args.size, args.device)
         return
-    common = ["--size", str(args.size), "--threads", str(args.threads)]
+    common = ["--size", str(args.size), "--threads", str(args.threads), "--device", args.device]
     with (
         Worker("scripts.bench_train", ["work", "--side", "plain", *common], ours=False) as plain,
         Worker("scripts.bench_train", ["work", "--side", "ours", *common], ours=True) as ours,

@@ -66,6 +66,9 @@ class Predictor:
         autocast: dtype of mixed precision, ``torch.bfloat16`` or ``torch.float16``; None for the network's own.
         epsilon: queries are left out that together change no score by more than this; 0 keeps all of them.
 
+    Attributes:
+        cost: the memory that a whole photo takes, an estimate on the safe side.
+
     Raises:
         ValueError: an argument is none of these, or the network cannot work in windows.
     """
@@ -93,8 +96,8 @@ class Predictor:
         self._encoder = BandedEncoder.of(self._network) if is_divisible(self._network) else None
         streamed = HighResolutionBranch.of(self._network.pixel_decoder) is not None
         banded = self._encoder if streamed else None
-        cost = WholeImageCost(self._network, None if banded is None else banded.band_bytes, streamed)
-        self._whole_pixels = cost.pixels(self._memory)
+        self.cost = WholeImageCost(self._network, None if banded is None else banded.band_bytes, streamed)
+        self._whole_pixels = self.cost.pixels(self._memory)
         self._tiled = None
         if mode == "tiled" or (mode == "auto" and is_divisible(self._network)):
             self._tiled = TiledPredictor(

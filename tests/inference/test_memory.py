@@ -58,17 +58,11 @@ overrides = [*sys.argv[2:], "model.backbone.weights=none", "data=mass13k", "run_
 network = build_network(to_plain(compose_config("train", overrides))).eval()
 side = int(sys.argv[1])
 photo = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
-costs = []
-import src.inference.predictor as predictor
-class Cost(predictor.WholeImageCost):
-    def __init__(self, *args):
-        super().__init__(*args)
-        costs.append(self)
-predictor.WholeImageCost = Cost
-Predictor(network, limit=None, mode="whole", memory_gb=64)(photo, scores=False)
+predictor = Predictor(network, limit=None, mode="whole", memory_gb=64)
+predictor(photo, scores=False)
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 peak = int(status["VmHWM"].split()[0]) * 1024  # getrusage would count the peak of the process that started this one
-print(peak / costs[0].bytes(side**2))
+print(peak / predictor.cost.bytes(side**2))
 """
 
 
