@@ -51,7 +51,7 @@ def make_step(side: str, size: int, device: str) -> Callable[[], float]:
         checkpoint_network(network)
         network.to(memory_format=torch.channels_last)
     points = training_config()["recipe"]["num_points"]
-    criterion = SetCriterion(CLASSES, HungarianMatcher(num_points=points), BoundaryPoints(points))
+    criterion = SetCriterion(CLASSES, HungarianMatcher(num_points=points), BoundaryPoints(points)).to(device)
     optimiser = torch.optim.AdamW(network.parameters(), LEARNING_RATE, fused=side == "ours")
     image = torch.from_numpy(make_photo(size, size)).permute(2, 0, 1)[None].to(device)
     targets = make_targets(size, device)

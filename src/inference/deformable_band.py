@@ -20,6 +20,10 @@ class DeformableBand:
 
     Args:
         module: in evaluation mode; it is not changed.
+
+    Attributes:
+        out_channels, offset_channels: of the result, and of what is predicted to sample.
+        columns: numbers that torchvision's operator holds for every position.
     """
 
     def __init__(self, module: DeformableConv) -> None:
@@ -28,6 +32,7 @@ class DeformableBand:
         self._margin = module.padding  # rows beside the last band that its samples reached
         self._weight, self._bias = folded(module.conv, module.norm)
         self.out_channels, self.offset_channels = len(self._weight), 3 * self._taps
+        self.columns = self._weight.shape[1] * self._taps
 
     def __call__(self, rows: Rows, height: int, start: int, stop: int) -> Tensor:
         """Output rows start..stop, (1, C, n, w).

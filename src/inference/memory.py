@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from src.inference.rows import DEVICE_BAND_BYTES
+
 _GIB = 2**30
 _LEAST = 2 * _GIB  # enough for windows; a machine that is short of memory may still manage
 _SHARE = 0.75  # of the free memory, left to inference by default
-_LIBRARIES = 1.1 * _GIB  # the process before it has a network, small bands, and gaps between blocks
+_LIBRARIES = 1.25 * _GIB  # the process before it has a network, small bands, and gaps between blocks
+_DEVICE_BANDS = 8 * DEVICE_BAND_BYTES  # those that live at a time on a device, what its kernels need beside them
 _IMAGE = 3 + 12  # bytes of a pixel: 8-bit, and normalised
 _FEWEST = 512 * 512
 _SUFFICIENT = 1024 * 1024
@@ -49,7 +52,7 @@ def _meminfo(key: str) -> int:
 
 
 class WholeImageCost:
-    """The memory of a process that treats an image whole; an estimate on the safe side.
+    """The memory of a process that treats an image whole, or of its tensors on a device; an estimate on the safe side.
 
     The largest moments are the transformer decoder's attention to the memory at stride 8 beside the maps that the
     high-resolution branch keeps, and the encoder: a band of it, or its largest maps where it does not run in bands.
@@ -62,7 +65,9 @@ class WholeImageCost:
 
     def __init__(self, network: Any, band_bytes: int | None = None, streamed: bool = True) -> None:
         weights = sum(p.numel() * p.element_size() for p in network.parameters())
-        self._fixed = _LIBRARIES + 2 * weights  # the network and its copy for inference
+        on_cpu = next(network.parameters()).device.type == "cpu"
+        # the network and its copy for inference
+        self._fixed = (_LIBRARIES if on_cpu else _DEVICE_BANDS) + 2 * weights
         self._band_bytes = band_bytes
         width = network.transformer_decoder.query_features.embedding_dim
         if streamed:

@@ -159,8 +159,8 @@ class Predictor:
                 source = photo if fitted == photo.size else PhotoInMemory(self._fitted(photo))
                 yield from _at_size(self._tiled.bands(source), source.size, photo.size)
             else:
-                image = torch.from_numpy(_enlarge(self._fitted(photo)).transpose(2, 0, 1).copy())
-                prediction = predict_whole(self._network, image.to(self._device), self._encoder)
+                image = torch.from_numpy(_enlarge(self._fitted(photo))).to(self._device).permute(2, 0, 1)
+                prediction = predict_whole(self._network, image, self._encoder)
                 prediction.leave_out_queries(self._epsilon)
                 yield from prediction.bands(photo.size)
 

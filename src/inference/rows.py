@@ -22,7 +22,9 @@ Rows = Callable[[int, int], Tensor]
 BAND_BYTES = 16 * 2**20
 """Size of one map of a band on a CPU: larger ones leave the cache, smaller ones compute more rows twice."""
 
-_DEVICE_BAND_BYTES = 2**30
+DEVICE_BAND_BYTES = 2**28
+"""The same elsewhere: larger ones take memory and no less time, smaller ones leave the device waiting."""
+
 _BANDS_HELD = 4  # of a map that rolls by
 
 
@@ -59,7 +61,7 @@ def cached_bands(channels: int, size: tuple[int, int], device: torch.device) -> 
 
 def cached_rows(channels: int, width: int, device: torch.device) -> int:
     """How many rows of a map (1, channels, ., width) make a band that suits the device."""
-    budget = BAND_BYTES if device.type == "cpu" else _DEVICE_BAND_BYTES
+    budget = BAND_BYTES if device.type == "cpu" else DEVICE_BAND_BYTES
     return max(1, budget // (4 * channels * width))
 
 

@@ -11,13 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.inference.rows import bands, resize_band, source_rows
+from src.inference.rows import DEVICE_BAND_BYTES, bands, resize_band, source_rows
 from src.structures import MaskPrediction
 
 BAND_BYTES = 32 * 2**20
 """Memory of one band of full-size mask logits on a CPU; larger bands leave the cache."""
-
-_DEVICE_BAND_BYTES = 512 * 2**20
 
 
 def class_probabilities(class_logits: Tensor) -> Tensor:
@@ -81,7 +79,7 @@ def score_bands(
     batch, queries = classes.shape[:2]
     height, width = size
     if band_bytes is None:
-        band_bytes = BAND_BYTES if classes.device.type == "cpu" else _DEVICE_BAND_BYTES
+        band_bytes = BAND_BYTES if classes.device.type == "cpu" else DEVICE_BAND_BYTES
     held, top = None, 0
     # (B, K, Q): with classes as rows the product takes half the time that it takes with queries as rows
     by_class = classes.transpose(1, 2).contiguous()

@@ -161,7 +161,7 @@ class TiledPredictor:
 
     def _tensor(self, pixels: NDArray[np.uint8]) -> Tensor:
         device = self._network.pixel_mean.device
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).to(device)
+        return torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(2, 0, 1)
 
     def _row_of_windows(
         self,

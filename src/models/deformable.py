@@ -109,6 +109,8 @@ def deform_conv2d(
     x, offset, weight, mask = x.to(work), offset.to(work), weight.to(work), mask.to(work)
     bias = None if bias is None else bias.to(work)
     if _resolve(backend, x) == "torchvision":
+        # Its backward pass on CUDA refuses 1x1 weights whose strides are those of channels last.
+        weight = weight.clone(memory_format=torch.contiguous_format)
         out = torchvision_deform_conv2d(x, offset, weight, None, stride, padding, dilation, mask)
     elif relu and bias is not None and not torch.is_grad_enabled():
         return gather_deform_conv2d(x, offset, weight, mask, stride, padding, dilation, bias).to(dtype)
