@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from src.inference.rows import Rows
 from src.models.convolution import folded
 from src.models.deformable import DeformableConv, deform_conv2d
+
+_COLUMN_BANDS = 4  # as many bands of a device torchvision's columns may fill
 
 
 class DeformableBand:
@@ -22,8 +25,7 @@ class DeformableBand:
         module: in evaluation mode; it is not changed.
 
     Attributes:
-        out_channels, offset_channels: of the result, and of what is predicted to sample.
-        columns: numbers that torchvision's operator holds for every position.
+        out_channels: of the result.
     """
 
     def __init__(self, module: DeformableConv) -> None:
@@ -31,8 +33,12 @@ class DeformableBand:
         self._taps = module.kernel_size**2
         self._margin = module.padding  # rows beside the last band that its samples reached
         self._weight, self._bias = folded(module.conv, module.norm)
-        self.out_channels, self.offset_channels = len(self._weight), 3 * self._taps
-        self.columns = self._weight.shape[1] * self._taps
+        self.out_channels = len(self._weight)
+
+    def widest(self, device: torch.device) -> int:
+        """Channels for which bands are to be sized: of the offsets, or what torchvision's operator holds for each."""
+        columns = 0 if device.type == "cpu" else self._weight.shape[1] * self._taps // _COLUMN_BANDS
+        return max(3 * self._taps, columns)
 
     def __call__(self, rows: Rows, height: int, start: int, stop: int) -> Tensor:
         """Output rows start..stop, (1, C, n, w).

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from src.inference.receptive_field import BandedReceptiveField
 from src.models.convolution import Convolution, Geometry, RectifiedConv, ResidualBlock, folded
 from src.models.deformable import DeformableConv
+from src.models.layers import full_float32
 from src.models.pixel_decoder.rfb import ReceptiveFieldBoosting
 
 _PROBE = 64  # side of the image that shows which norm follows which convolution
 
 
+@full_float32()  # or rounding would hide whether both agree
 @torch.inference_mode(False)  # whose tensors do not say whether they were changed
 @torch.no_grad()
 def inference_copy(network: Any) -> Any:

@@ -18,7 +18,9 @@ _GIB = 2**30
 _LEAST = 2 * _GIB  # enough for windows; a machine that is short of memory may still manage
 _SHARE = 0.75  # of the free memory, left to inference by default
 _LIBRARIES = 1.25 * _GIB  # the process before it has a network, small bands, and gaps between blocks
-_DEVICE_BANDS = 8 * DEVICE_BAND_BYTES  # those that live at a time on a device, what its kernels need beside them
+_DEVICE_BANDS = (
+    12 * DEVICE_BAND_BYTES
+)  # those that live at a time on a device, what its kernels need beside them
 _IMAGE = 3 + 12  # bytes of a pixel: 8-bit, and normalised
 _FEWEST = 512 * 512
 _SUFFICIENT = 1024 * 1024
@@ -52,7 +54,7 @@ def _meminfo(key: str) -> int:
 
 
 class WholeImageCost:
-    """The memory of a process that treats an image whole, or of its tensors on a device; an estimate on the safe side.
+    """The memory of a process that treats an image whole, or of its tensors on a device; on the safe side.
 
     The largest moments are the transformer decoder's attention to the memory at stride 8 beside the maps that the
     high-resolution branch keeps, and the encoder: a band of it, or its largest maps where it does not run in bands.

@@ -16,8 +16,6 @@ from src.inference.rows import cached_bands, empty_map, resized_rows, rows_of
 from src.models.convolution import Geometry, convolve, folded
 from src.models.pixel_decoder.rfb import ReceptiveFieldBoosting
 
-_COLUMN_BANDS = 4  # as many bands of a device torchvision's columns may fill
-
 
 class BandedReceptiveField(nn.Module):
     """The same as a ``ReceptiveFieldBoosting`` module in evaluation mode, which is not changed."""
@@ -26,8 +24,6 @@ class BandedReceptiveField(nn.Module):
         super().__init__()
         self.module = module
         self._branches = [DeformableBand(branch) for branch in module.branches]  # type: ignore[arg-type]
-        self._most_offsets = max(branch.offset_channels for branch in self._branches)
-        self._most_columns = max(branch.columns for branch in self._branches)
         self._merge = folded(module.merge, module.merge_norm)
         self._refine = folded(module.refine, module.refine_norm)
 
@@ -36,10 +32,7 @@ class BandedReceptiveField(nn.Module):
         x = d3_up + s2
         _, channels, height, width = x.shape
         rows, d2 = rows_of(x), empty_map(x, channels, (height, width))
-        on_cpu = x.device.type == "cpu"
-        widest = (
-            self._most_offsets if on_cpu else max(self._most_offsets, self._most_columns // _COLUMN_BANDS)
-        )
+        widest = max(branch.widest(x.device) for branch in self._branches)
         for start, stop in cached_bands(widest, (height, width), x.device):
             parts = [branch(rows, height, start, stop) for branch in self._branches]
             d2[:, :, start:stop] = convolve(torch.cat(parts, dim=1), *self._merge)

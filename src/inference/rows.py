@@ -158,7 +158,10 @@ def source_rows(start: int, stop: int, height: int, source_height: int, like: Te
     """Which source rows make the rows start..stop of a map resized from ``source_height`` to ``height`` rows.
 
     Args:
-        like: any tensor of the map's dtype, on its device.
+        like: any tensor of the map's dtype.
+
+    Returns:
+        rows whose tensors lie on the CPU: most bands need none of them, and to bring them to a device stops it.
     """
     # the precision is that of the positions which interpolate computes
     precision = torch.promote_types(like.dtype, torch.float32)
@@ -169,8 +172,8 @@ def source_rows(start: int, stop: int, height: int, source_height: int, like: Te
     weight = (position - lower).clamp_(0, 1)
     first, last = int(lower[0]), int(upper[-1])
     enlargement = height // source_height if height % source_height == 0 else 0
-    lower, upper, weight = (x.to(like.device) for x in (lower - first, upper - first, weight))
-    return SourceRows(first, last + 1, lower, upper, weight, enlargement, start - first * enlargement)
+    skip = start - first * enlargement
+    return SourceRows(first, last + 1, lower - first, upper - first, weight, enlargement, skip)
 
 
 def resize_band(source: Tensor, rows: SourceRows, width: int) -> Tensor:
@@ -187,8 +190,8 @@ def resize_band(source: Tensor, rows: SourceRows, width: int) -> Tensor:
     if rows.enlargement:
         height = source.shape[2] * rows.enlargement
         return _interpolate(source, height, width)[:, :, rows.skip : rows.skip + count]
-    weight = rows.weight.to(source.dtype)[:, None]
-    band = torch.lerp(source[:, :, rows.lower], source[:, :, rows.upper], weight)
+    lower, upper, weight = (x.to(source.device) for x in (rows.lower, rows.upper, rows.weight))
+    band = torch.lerp(source[:, :, lower], source[:, :, upper], weight.to(source.dtype)[:, None])
     return _interpolate(band, count, width)
 
 
@@ -207,9 +210,9 @@ class ResizedStream:
 
     def __init__(self, height: int, size: tuple[int, int], like: Tensor) -> None:
         rows = source_rows(0, size[0], size[0], height, like)
-        self._lower, self._upper = rows.lower + rows.start, rows.upper + rows.start
-        self._weight = rows.weight
-        self._needs, self._arrives = self._lower.tolist(), self._upper.tolist()
+        lower, upper = rows.lower + rows.start, rows.upper + rows.start
+        self._needs, self._arrives = lower.tolist(), upper.tolist()
+        self._lower, self._upper, self._weight = (x.to(like.device) for x in (lower, upper, rows.weight))
         self._size, self._made, self._top = size, 0, 0
         self._height = height
         self._held: Tensor | None = None

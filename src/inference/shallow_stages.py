@@ -21,6 +21,7 @@ from src.inference.row_streams import row_chain
 from src.inference.rows import Rows, bands, cached_rows
 from src.models.backbone import STRIDES, Backbone
 from src.models.convolution import separate_steps
+from src.models.layers import full_float32
 
 _STRIDE = STRIDES[1]  # of the coarsest map made in bands
 _BAND_BYTES = 768 * 2**20  # of all maps of an overlapping band; smaller ones compute more rows twice
@@ -106,6 +107,7 @@ class StreamedStages:
             yield MapRows(finest, None)
             yield MapRows(None, second.push(finest, last))
 
+    @full_float32()
     @torch.inference_mode()
     def _equals(self, stages: nn.Module, image: Tensor) -> bool:
         tolerance = torch.finfo(image.dtype).eps ** 0.5

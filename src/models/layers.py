@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -164,6 +165,22 @@ def single_precision(device: torch.device) -> AbstractContextManager[object]:
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """On CUDA, float32 convolutions and products in float32 proper: not in TF32, which has 10 bits of a mantissa."""
+    convolution: Any = getattr(torch.backends.cudnn, "conv", None)  # from PyTorch 2.9 on
+    places = (convolution or torch.backends.cudnn, torch.backends.cuda.matmul)
+    name = "allow_tf32" if convolution is None else "fp32_precision"
+    before = [getattr(place, name) for place in places]
+    try:
+        for place in places:
+            setattr(place, name, False if convolution is None else "ieee")
+        yield
+    finally:
+        for place, setting in zip(places, before, strict=True):
+            setattr(place, name, setting)
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
