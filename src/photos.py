@@ -155,12 +155,23 @@ def fit_within(
     Returns:
         (h, w, 3) uint8; ``image`` itself when there is nothing to do.
     """
-    height, width = image.shape[:2]
-    scale = min(max(limit) / max(height, width), min(limit) / min(height, width))
+    return resized(image, fitted_size(image.shape[:2], limit, enlarge=enlarge))
+
+
+def fitted_size(size: tuple[int, ...], limit: tuple[int, int], *, enlarge: bool = False) -> tuple[int, int]:
+    """The size (height, width) that ``fit_within`` gives a photo of a size (height, width)."""
+    height, width = size
+    scale = min(max(limit) / max(size), min(limit) / min(size))
     if scale == 1 or (scale > 1 and not enlarge):
+        return height, width
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A photo (H, W, 3) at a size (height, width), bilinear; itself where that is its size."""
+    if image.shape[:2] == size:
         return image
-    size = (max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
 
 
 def _refuse_empty(path: Path) -> None:

@@ -73,8 +73,10 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
         )
     failures: dict[Path, str] = {}
     if todo:
+        inference = config["inference"]
+        enlarge_to = _enlarge_to(inference["enlarge_to"], checkpoint)
         predictor = _predictor(
-            load_network(checkpoint).to(device), config["inference"], _PRECISIONS[precision]
+            load_network(checkpoint).to(device), inference, enlarge_to, _PRECISIONS[precision]
         )
         del checkpoint  # its tensors are copied, and would lie in memory beside the photos
         failures = _predict_all(todo, plan, predictor, console)
@@ -194,13 +196,31 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"output={folder} cannot be written: {error.strerror}") from error
 
 
-def _predictor(network: Any, inference: dict[str, Any], autocast: torch.dtype | None) -> Predictor:
+def _enlarge_to(choice: Sequence[int] | str | None, checkpoint: Checkpoint) -> tuple[int, int] | None:
+    """The size that smaller photos are brought to; "checkpoint" is the one that it was evaluated at."""
+    if choice == "checkpoint":
+        data = checkpoint.config["data"]
+        choice = data.get("evaluation_limit", (4096, 3072)) if data.get("enlarge") else None
+    if choice is None:
+        return None
+    if isinstance(choice, str) or len(choice) != 2:
+        raise UserError(f"inference.enlarge_to={choice}: give two edge lengths, checkpoint or null")
+    return int(choice[0]), int(choice[1])
+
+
+def _predictor(
+    network: Any,
+    inference: dict[str, Any],
+    enlarge_to: tuple[int, int] | None,
+    autocast: torch.dtype | None,
+) -> Predictor:
     limit, window = inference["limit"], inference["window"]
     Image.MAX_IMAGE_PIXELS = round(inference["max_megapixels"] * 1e6 / 2)  # Pillow refuses twice as many
     try:
         return Predictor(
             network,
             limit=None if limit is None else (int(limit[0]), int(limit[1])),
+            enlarge_to=enlarge_to,
             mode=inference["mode"],
             memory_gb=inference["memory_gb"],
             tiling=Tiling((int(window[0]), int(window[1])), inference["overlap"], inference["margin"]),

@@ -20,6 +20,7 @@ from src.inference import Predictor
 from src.inference.tiled import Tiling
 from src.metrics.suite import SegmentationMetrics
 from src.models.deformable import deform_conv2d
+from src.models.layers import full_float32
 from src.models.recomputation import checkpoint_network
 from src.train import train
 
@@ -30,12 +31,10 @@ QUIET = ["callbacks.panels=null", "callbacks.early_look=null"]
 
 
 @pytest.fixture(autouse=True)
-def full_precision() -> Iterator[None]:
-    """Convolutions in float32 proper, not in TF32, as far as a test compares them."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
+def no_tf32() -> Iterator[None]:
+    """What is compared is computed in float32 proper."""
+    with full_float32():
+        yield
 
 
 @pytest.fixture
@@ -97,6 +96,16 @@ def test_predictions_are_those_of_a_cpu(mode: str, photo: np.ndarray) -> None:
     assert np.abs(found.scores - expected.scores).max() < 1e-4
     assert (found.label == expected.label).mean() > 0.9999
     assert np.abs(found.edges - expected.edges).max() < 1e-4
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_networks_are_simplified_with_and_without_tf32(tf32: bool) -> None:
+    """Rounding to 10 bits must not look like a network that cannot be simplified."""
+    network = make("experiment=massformer").cuda()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+        predictor = Predictor(network)
+    norms = [module for module in predictor._network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert len(norms) < sum(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules()) / 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -173,8 +182,8 @@ def test_training_and_evaluation(
     [
         ["activation_checkpointing=true", "trainer.accumulate_grad_batches=2"],
         ["data.augment_on=device", "num_workers=1"],
-        ["model/size=lite", "recipe.pooled_norm=instance"],
-        ["compile=true"],
+        ["model/size=lite", "recipe.pooled_norm=group"],
+        pytest.param(["compile=true"], marks=pytest.mark.slow),
     ],
 )
 def test_training_with_options(configure: Callable[..., DictConfig], options: list[str]) -> None:

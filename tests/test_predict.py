@@ -183,6 +183,8 @@ def test_photos_of_the_same_stem_keep_their_suffix(run: Any, photos: Path, tmp_p
         (["device=abacus"], "abacus"),
         (["inference.memory_gb=0.1"], "too little"),
         (["inference.overlap=900"], "overlap"),
+        (["inference.enlarge_to=[960]"], "two edge lengths"),
+        (["inference.enlarge_to=large"], "two edge lengths"),
     ],
 )
 def test_mistakes_are_told_before_any_work(
@@ -191,6 +193,25 @@ def test_mistakes_are_told_before_any_work(
     with pytest.raises(UserError, match=words):
         run(*overrides)
     assert not list(tmp_path.glob("out/*/*"))
+
+
+def test_photos_are_enlarged_as_the_checkpoint_was_evaluated(
+    run: Any, photos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    stored = torch.load(checkpoint, weights_only=True)
+    stored["config"]["data"] |= {"evaluation_limit": [320, 320], "enlarge": True}
+    torch.save(stored, tmp_path / "enlarged.ckpt")
+
+    def labels(*overrides: str) -> np.ndarray:
+        run(f"input={photos / 'a.jpg'}", "overwrite=true", *overrides)
+        return np.array(Image.open(tmp_path / "out/labels/a.png"))
+
+    enlarged = labels(f"checkpoint={tmp_path / 'enlarged.ckpt'}")
+    assert enlarged.shape == (96, 130)
+    assert np.array_equal(enlarged, labels("inference.enlarge_to=[320,320]"))
+    own_size = labels(f"checkpoint={tmp_path / 'enlarged.ckpt'}", "inference.enlarge_to=null")
+    assert np.array_equal(own_size, labels())
+    assert not np.array_equal(own_size, enlarged)
 
 
 def test_results_inside_the_input_are_refused(run: Any, photos: Path) -> None:

@@ -13,7 +13,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,7 +27,7 @@ from src.inference.rows import ResizedStream
 from src.inference.semantic import best_class
 from src.inference.tiled import TiledPredictor, Tiling, is_divisible
 from src.inference.whole import Band, predict_whole
-from src.photos import fit_within
+from src.photos import fitted_size, resized
 
 _SMALLEST = 64  # the network's shortest side, pixels
 _PHOTO_SHARE = 8  # a photo above this share of the memory is kept on disk
@@ -59,6 +58,8 @@ class Predictor:
         limit: two edge lengths, pixels; larger photos are reduced to fit, keeping their ratio, and scores are
             brought back to the photo's size. The default is the evaluation protocol of MaSS13K (section 5.1).
             None for no reduction.
+        enlarge_to: two edge lengths, pixels; photos that are smaller are enlarged to fit them, and scores are brought
+            back. For networks that were trained on enlarged photos. None for no enlargement.
         mode: ``whole`` treats every photo at once, ``tiled`` in windows (see ``src.inference.tiled``), ``auto``
             in windows when the whole photo does not fit into memory.
         memory_gb: memory that the process may take, GiB; None for three quarters of what is free.
@@ -77,6 +78,7 @@ class Predictor:
         self,
         network: Any,
         limit: tuple[int, int] | None = (4096, 3072),
+        enlarge_to: tuple[int, int] | None = None,
         mode: Mode = "auto",
         memory_gb: float | None = None,
         tiling: Tiling | None = None,
@@ -91,7 +93,8 @@ class Predictor:
         self._device = next(network.parameters()).device
         if not 0 <= epsilon < 1:
             raise ValueError(f"epsilon={epsilon}: a score's largest change lies between 0 and 1")
-        self._limit, self._mode, self._autocast, self._epsilon = limit, mode, autocast, epsilon
+        self._limit, self._enlarge_to, self._mode = limit, enlarge_to, mode
+        self._autocast, self._epsilon = autocast, epsilon
         self._memory = available_bytes(self._device) if memory_gb is None else int(memory_gb * 2**30)
         self._encoder = BandedEncoder.of(self._network) if is_divisible(self._network) else None
         streamed = HighResolutionBranch.of(self._network.pixel_decoder) is not None
@@ -153,35 +156,34 @@ class Predictor:
 
     def bands(self, photo: PhotoRows) -> Iterator[Band]:
         """Scores at the photo's own size, in bands of rows from top to bottom."""
-        fitted = fitted_size(photo.size, self._limit)
+        fitted = self._fitted_size(photo.size)
         with self._precision():
             if self._tiled is not None and (self._mode == "tiled" or math.prod(fitted) > self._whole_pixels):
-                source = photo if fitted == photo.size else PhotoInMemory(self._fitted(photo))
+                source = photo if fitted == photo.size else PhotoInMemory(_at(photo, fitted))
                 yield from _at_size(self._tiled.bands(source), source.size, photo.size)
             else:
-                image = torch.from_numpy(_enlarge(self._fitted(photo))).to(self._device).permute(2, 0, 1)
+                image = torch.from_numpy(_large_enough(_at(photo, fitted))).to(self._device).permute(2, 0, 1)
                 prediction = predict_whole(self._network, image, self._encoder)
                 prediction.leave_out_queries(self._epsilon)
                 yield from prediction.bands(photo.size)
 
-    def _fitted(self, photo: PhotoRows) -> NDArray[np.uint8]:
-        pixels = photo.rows(0, photo.size[0])
-        return pixels if self._limit is None else fit_within(pixels, self._limit)
+    def _fitted_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        if self._limit is not None:
+            size = fitted_size(size, self._limit)
+        if self._enlarge_to is not None:
+            size = max(size, fitted_size(size, self._enlarge_to, enlarge=True))
+        return size
 
     def _precision(self) -> Any:
         return nullcontext() if self._autocast is None else torch.autocast(self._device.type, self._autocast)
 
 
-def fitted_size(size: tuple[int, int], limit: tuple[int, int] | None) -> tuple[int, int]:
-    """The size (height, width) that ``fit_within`` gives a photo."""
-    if limit is None:
-        return size
-    scale = min(1.0, max(limit) / max(size), min(limit) / min(size))
-    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
+def _at(photo: PhotoRows, size: tuple[int, int]) -> NDArray[np.uint8]:
+    return resized(photo.rows(0, photo.size[0]), size)
 
 
 def _at_size(found: Iterator[Band], source: tuple[int, int], size: tuple[int, int]) -> Iterator[Band]:
-    """Bands of a reduced photo, resized to the photo's own size."""
+    """Bands of a reduced or enlarged photo, resized to the photo's own size."""
     if source == size:
         yield from found
         return
@@ -197,10 +199,7 @@ def _at_size(found: Iterator[Band], source: tuple[int, int], size: tuple[int, in
             top += rows.shape[1]
 
 
-def _enlarge(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _large_enough(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Bring a very small photo to the shortest side that the network takes."""
     height, width = pixels.shape[:2]
-    if min(height, width) >= _SMALLEST:
-        return pixels
-    size = (max(width, _SMALLEST), max(height, _SMALLEST))
-    return cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
+    return resized(pixels, (max(height, _SMALLEST), max(width, _SMALLEST)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -170,13 +170,18 @@ def single_precision(device: torch.device) -> AbstractContextManager[object]:
 @contextmanager
 def full_float32() -> Iterator[None]:
     """On CUDA, float32 convolutions and products in float32 proper: not in TF32, which has 10 bits of a mantissa."""
-    convolution: Any = getattr(torch.backends.cudnn, "conv", None)  # from PyTorch 2.9 on
-    places = (convolution or torch.backends.cudnn, torch.backends.cuda.matmul)
-    name = "allow_tf32" if convolution is None else "fp32_precision"
-    before = [getattr(place, name) for place in places]
+    cudnn: Any = torch.backends.cudnn
+    places: tuple[Any, ...] = (cudnn, torch.backends.cuda.matmul)
+    name, value = "allow_tf32", cast(Any, False)
+    try:
+        before = [getattr(place, name) for place in places]
+    except RuntimeError:  # someone has used the interface of PyTorch 2.9, and the older one refuses to tell
+        places = (cudnn.conv, torch.backends.cuda.matmul)
+        name, value = "fp32_precision", "ieee"
+        before = [getattr(place, name) for place in places]
     try:
         for place in places:
-            setattr(place, name, False if convolution is None else "ieee")
+            setattr(place, name, value)
         yield
     finally:
         for place, setting in zip(places, before, strict=True):

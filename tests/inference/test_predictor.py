@@ -54,6 +54,28 @@ def test_larger_photos_are_reduced_and_brought_back(
 
 
 @pytest.mark.parametrize("mode", ["whole", "tiled"])
+def test_smaller_photos_are_enlarged_and_brought_back(
+    exact_network: Segmenter, image: Tensor, mode: str
+) -> None:
+    network = exact_network
+    pixels = image.permute(1, 2, 0).numpy().copy()  # 170 x 233
+    result = Predictor(network, enlarge_to=(466, 400), mode=mode)(pixels)
+    large = cv2.resize(pixels, (466, 340), interpolation=cv2.INTER_LINEAR)
+    with torch.inference_mode():
+        prediction = network(network.normalise(torch.from_numpy(large).permute(2, 0, 1))[None])
+        direct = semantic_scores(prediction, (170, 233))[0].numpy()
+        twice = torch.nn.functional.interpolate(
+            semantic_scores(prediction, (340, 466)), size=(170, 233), mode="bilinear"
+        )[0].numpy()
+    assert np.abs(result.scores - (direct if mode == "whole" else twice)).max() < 1e-4
+    assert result.label.shape == (170, 233)
+    unchanged = Predictor(network, mode=mode)(pixels).scores
+    assert np.abs(result.scores - unchanged).max() > 1e-3
+    same = Predictor(network, enlarge_to=(200, 150), mode=mode)(pixels).scores
+    assert np.array_equal(same, unchanged)  # a larger photo stays as it is
+
+
+@pytest.mark.parametrize("mode", ["whole", "tiled"])
 def test_left_out_queries_change_no_score_by_more_than_epsilon(
     exact_network: Segmenter, image: Tensor, mode: str
 ) -> None:

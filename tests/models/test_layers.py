@@ -14,6 +14,7 @@ from src.models.layers import (
     MultiheadAttention,
     SqueezeExcite,
     crop_like,
+    full_float32,
     pooled_norm,
     resize,
     upsample,
@@ -131,3 +132,24 @@ def test_resize_to_the_same_size_is_the_map_itself():
     assert resize(x, (3, 4)) is x
     assert resize(x, (6, 8)).shape == (1, 2, 6, 8)
     torch.testing.assert_close(resize(x, (6, 8)), upsample(x))
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_full_float32_ends_where_it_began(allowed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
+    with pytest.raises(KeyError), full_float32():
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+        raise KeyError
+    assert torch.backends.cudnn.allow_tf32 is allowed
+    assert torch.backends.cuda.matmul.allow_tf32 is allowed
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="an interface of PyTorch 2.9")
+def test_full_float32_beside_the_newer_interface(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")
+    with full_float32():
+        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
