@@ -134,22 +134,29 @@ def test_resize_to_the_same_size_is_the_map_itself():
     torch.testing.assert_close(resize(x, (6, 8)), upsample(x))
 
 
+@pytest.fixture
+def tf32_settings():
+    """Gives back what a test has set."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("tf32_settings")
 @pytest.mark.parametrize("allowed", [True, False])
-def test_full_float32_ends_where_it_began(allowed, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
-    with pytest.raises(KeyError), full_float32():
-        assert not torch.backends.cudnn.allow_tf32
-        assert not torch.backends.cuda.matmul.allow_tf32
-        raise KeyError
-    assert torch.backends.cudnn.allow_tf32 is allowed
-    assert torch.backends.cuda.matmul.allow_tf32 is allowed
+def test_full_float32_ends_where_it_began(allowed):
+    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    for place in places:
+        place.allow_tf32 = allowed
+    with full_float32():
+        assert not any(place.allow_tf32 for place in places)
+    assert all(place.allow_tf32 is allowed for place in places)
 
 
+@pytest.mark.usefixtures("tf32_settings")
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="an interface of PyTorch 2.9")
-def test_full_float32_beside_the_newer_interface(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")
+def test_full_float32_beside_the_newer_interface():
+    torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.rnn.fp32_precision = "tf32", "ieee"
     with full_float32():
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
     assert torch.backends.cudnn.conv.fp32_precision == "tf32"
