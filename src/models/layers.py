@@ -101,11 +101,12 @@ class SqueezeExcite(nn.Module):
         self.norm = pooled_norm(norm, width // 2)
         self.expand = nn.Conv2d(width // 2, width, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, d, H, W) -> (B, d, H, W)."""
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """(B, d, H, W) -> (B, d, H, W), in the place of ``x`` with ``overwrite``."""
         pooled = x.mean((-2, -1), keepdim=True)
         gate = self.expand(F.relu(self.norm(self.reduce(pooled))))
-        return x * (1 + gate.sigmoid().sigmoid())  # one pass over x instead of two
+        factor = 1 + gate.sigmoid().sigmoid()  # one pass over x instead of two
+        return x.mul_(factor) if overwrite else x * factor
 
 
 class MultiheadAttention(nn.Module):
@@ -125,9 +126,12 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.projection.bias)
         nn.init.zeros_(self.output.bias)
 
+    def parameters_of(self, part: int) -> tuple[Tensor, Tensor]:
+        """Weight (D, D) and bias (D,) of the queries' (0), the keys' (1) or the values' (2) projection."""
+        return self.projection.weight.chunk(3)[part], self.projection.bias.chunk(3)[part]
+
     def _project(self, x: Tensor, part: int) -> Tensor:
-        weight, bias = self.projection.weight.chunk(3)[part], self.projection.bias.chunk(3)[part]
-        return F.linear(x, weight, bias)
+        return F.linear(x, *self.parameters_of(part))
 
     def keys(self, x: Tensor) -> Tensor:
         """(B, M, D) projected, for ``attend``."""

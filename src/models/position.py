@@ -19,11 +19,10 @@ class SineAxes(NamedTuple):
     rows: Tensor
     columns: Tensor
 
-    def map(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """The code of rows start..stop, (n, width, channels)."""
-        rows = self.rows[start:stop]
-        size = (len(rows), len(self.columns), -1)
-        return torch.cat((rows[:, None].expand(size), self.columns[None].expand(size)), dim=-1)
+    def map(self) -> Tensor:
+        """The code of every position, (height, width, channels)."""
+        size = (len(self.rows), len(self.columns), -1)
+        return torch.cat((self.rows[:, None].expand(size), self.columns[None].expand(size)), dim=-1)
 
 
 def sine_axes(

@@ -79,11 +79,12 @@ class DualBranchPixelDecoder(nn.Module):
         """S1..S4, (B, d, ., .), and g4, (B, d, 1, 1); the encoder's maps are not needed after them.
 
         Args:
-            features: F1..F4. finest: F1 after its lateral projection, where that is known; F1 is then not used.
+            features: F1..F4. finest: F1 after its lateral projection, where that is known; F1 is then not used. For
+                inference: it is overwritten.
         """
         maps = []
         for excite, lateral, x in zip(self.excitations, self.laterals, features, strict=True):
-            maps.append(excite(lateral(x) if finest is None else finest))
+            maps.append(excite(lateral(x)) if finest is None else excite(finest, overwrite=True))
             finest = None
         return maps, self.global_context(features[-1])
 

@@ -15,8 +15,6 @@ from src.models.layers import MultiheadAttention, resize
 from src.models.position import SineAxes, sine_axes
 from src.structures import PilotedQueries, PixelFeatures, QueryPrediction
 
-_PART_BYTES = 32 * 2**20
-
 
 class DecoderLayer(nn.Module):
     """Masked cross-attention, self-attention and feed-forward, each with a residual and post-norm."""
@@ -60,21 +58,22 @@ class DecoderLayer(nn.Module):
         return self.feedforward_norm(queries + x)
 
     def _keys(self, memory: Tensor, position: SineAxes) -> Tensor:
-        """(B, h w, D). Without gradients the sum of memory and position is never whole."""
-        if torch.is_grad_enabled():
+        """(B, h w, D), of the sum of memory and position.
+
+        In inference the two are projected apart: the code of a position is that of its row beside that of its column,
+        so few numbers are to be projected, and no sum as large as the memory is made.
+        """
+        # on the meta device products are counted, as the released code has them
+        if torch.is_grad_enabled() or memory.is_meta or torch.is_autocast_enabled(memory.device.type):
             return self.cross_attention.keys(memory + position.map().flatten(0, 1).to(memory.dtype))
-        height, width = len(position.rows), len(position.columns)
-        rows = max(1, _PART_BYTES // (memory[:, :width].numel() * memory.element_size()))
-        keys: Tensor | None = None
-        for start in range(0, height, rows):
-            part = slice(start * width, min(start + rows, height) * width)
-            coded = memory[:, part] + position.map(start, start + rows).flatten(0, 1).to(memory.dtype)
-            found = self.cross_attention.keys(coded)
-            if rows >= height:
-                return found
-            keys = found.new_empty(memory.shape) if keys is None else keys
-            keys[:, part] = found
-        assert keys is not None
+        weight, bias = self.cross_attention.parameters_of(1)
+        of_rows, of_columns = weight.chunk(2, dim=1)
+        rows = F.linear(position.rows.to(memory.dtype), of_rows, bias)[:, None]
+        columns = F.linear(position.columns.to(memory.dtype), of_columns)
+        keys = torch.empty_like(memory, memory_format=torch.contiguous_format)
+        for found, tokens in zip(keys, memory, strict=True):
+            torch.add(rows, columns, out=found.view(len(rows), len(columns), -1))
+            found.addmm_(tokens, weight.t())
         return keys
 
 
@@ -227,4 +226,4 @@ class MaskedAttentionDecoder(nn.Module):
             own = F.interpolate(piloted.attend.to(embeddings.dtype), size, mode="nearest-exact") > 0
             attend[:, : own.shape[1]] = own.flatten(2)
         attend += attend.amax(-1, keepdim=True) == 0
-        return attend.log_()[:, None]  # of 1 and 0
+        return attend.reciprocal_().neg_().add_(1)[:, None]  # 1 becomes 0, and 0 becomes -inf
