@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from src.inference.rows import Rows
 from src.models.convolution import folded
-from src.models.deformable import DeformableConv, deform_conv2d
+from src.models.deformable import DeformableConv, deform_conv2d, resolved_backend
 
-_COLUMN_BANDS = 4  # as many bands of a device torchvision's columns may fill
+_COLUMN_BANDS = 4  # as many bands torchvision's columns may fill
 
 
 class DeformableBand:
@@ -35,10 +34,10 @@ class DeformableBand:
         self._weight, self._bias = folded(module.conv, module.norm)
         self.out_channels = len(self._weight)
 
-    def widest(self, device: torch.device) -> int:
-        """Channels for which bands are to be sized: of the offsets, or what torchvision's operator holds for each."""
-        columns = 0 if device.type == "cpu" else self._weight.shape[1] * self._taps // _COLUMN_BANDS
-        return max(3 * self._taps, columns)
+    def widest(self, x: Tensor) -> int:
+        """Channels for which bands of ``x`` are to be sized: of the offsets, or what torchvision's operator holds."""
+        gathers = resolved_backend(x) == "gather"
+        return max(3 * self._taps, 0 if gathers else self._weight.shape[1] * self._taps // _COLUMN_BANDS)
 
     def __call__(self, rows: Rows, height: int, start: int, stop: int) -> Tensor:
         """Output rows start..stop, (1, C, n, w).
@@ -60,7 +59,7 @@ class DeformableBand:
             reached = reached[:, :, margin - reach : reach - margin or None]
         self._margin = reach
         modulation = modulation.sigmoid()
-        if reached.device.type == "cpu":
+        if resolved_backend(reached) == "gather":
             return deform_conv2d(
                 reached,
                 offset,
@@ -71,7 +70,7 @@ class DeformableBand:
                 padding=(padding - reach, padding),
                 backend="gather",
             )
-        # other kernels take no negative padding: rows that only others reach into are computed and cut
+        # torchvision's takes no negative padding: rows that only others reach into are computed and cut
         frame = (0, 0, reach, reach)
         return deform_conv2d(
             reached,

@@ -109,7 +109,7 @@ class HighResolutionBranch:
         edge_logits = empty_map(s1, 1, size)
         gated = RollingRows(self._gated_bands(image_rows, size, s1, context, edge_logits), kept)
         sampled = empty_map(s1, self._sample_fusion.out_channels, size)
-        widest = max(sampled.shape[1], self._sample_fusion.widest(sampled.device))
+        widest = max(sampled.shape[1], self._sample_fusion.widest(sampled))
         for start, stop in cached_bands(widest, size, sampled.device):
             sampled[:, :, start:stop] = self._sample_fusion(gated, height, start, stop)
         return FusedMap(sampled, context, edge_logits)
@@ -158,7 +158,7 @@ class HighResolutionBranch:
 
         first = AttendedRows(self._detail.plain_attention, plain, height)
         second = AttendedRows(self._detail.deformable_attention, sampled, height)
-        widest = max(s1.shape[1], self._sample_detail.widest(s1.device))
+        widest = max(s1.shape[1], self._sample_detail.widest(s1))
         for start, stop in cached_bands(widest, size, s1.device):
             detail = F.conv2d(first(start, stop), self._merge_weights[0], self._merge_bias)
             detail = convolve(second(start, stop), self._merge_weights[1], add=detail, overwrite=True)

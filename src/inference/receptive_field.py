@@ -32,7 +32,7 @@ class BandedReceptiveField(nn.Module):
         x = d3_up + s2
         _, channels, height, width = x.shape
         rows, d2 = rows_of(x), empty_map(x, channels, (height, width))
-        widest = max(branch.widest(x.device) for branch in self._branches)
+        widest = max(branch.widest(x) for branch in self._branches)
         for start, stop in cached_bands(widest, (height, width), x.device):
             parts = [branch(rows, height, start, stop) for branch in self._branches]
             d2[:, :, start:stop] = convolve(torch.cat(parts, dim=1), *self._merge)

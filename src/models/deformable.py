@@ -50,8 +50,8 @@ def _checked(backend: Backend) -> Backend:
     return backend
 
 
-def _resolve(backend: Backend, x: Tensor) -> Backend:
-    """The backend that runs: the argument, else the surrounding block, else the best one for ``x``."""
+def resolved_backend(x: Tensor, backend: Backend = "auto") -> Backend:
+    """The backend that samples ``x``: the argument, else the surrounding block's, else the best one for ``x``."""
     if _checked(backend) == "auto":
         backend = _preferred_backend.get()
     if backend != "auto":
@@ -108,7 +108,7 @@ def deform_conv2d(
     dtype, work = x.dtype, torch.promote_types(x.dtype, torch.float32)
     x, offset, weight, mask = x.to(work), offset.to(work), weight.to(work), mask.to(work)
     bias = None if bias is None else bias.to(work)
-    if _resolve(backend, x) == "torchvision":
+    if resolved_backend(x, backend) == "torchvision":
         # Its backward pass on CUDA refuses 1x1 weights whose strides are those of channels last.
         weight = weight.clone(memory_format=torch.contiguous_format)
         out = torchvision_deform_conv2d(x, offset, weight, None, stride, padding, dilation, mask)

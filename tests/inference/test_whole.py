@@ -17,6 +17,7 @@ from src.inference.folding import inference_copy
 from src.inference.high_resolution import FusedMap, HighResolutionBranch
 from src.inference.whole import half_size, predict_whole
 from src.models.convolution import ResidualBlock
+from src.models.deformable import deformable_backend
 from src.models.segmenter import Segmenter
 from src.models.transformer_decoder.masked_attention import MaskedAttentionDecoder
 
@@ -37,6 +38,19 @@ def assert_labels_agree(found: Tensor, scores: Tensor) -> None:
     """Equal to the argmax, except where the two best classes tie."""
     best = scores.topk(2, dim=0).values
     assert ((found == scores.argmax(0)) | (best[0] - best[1] < 2e-4)).all()
+
+
+@pytest.mark.parametrize("band_bytes", [20_000, 300_000])
+def test_bands_sampled_by_torchvision(
+    band_bytes: int, exact_network: Segmenter, image: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on devices other than a CPU, where the operator takes no negative padding and bands fit its columns."""
+    monkeypatch.setattr("src.inference.rows.BAND_BYTES", band_bytes)
+    scores, _ = plain_scores(exact_network, image, (201, 240))
+    with deformable_backend("torchvision"):
+        prediction = predict_whole(inference_copy(exact_network), image)
+        found = torch.cat([band.scores for band in prediction.bands((201, 240))], dim=1)
+    assert (found - scores).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["exact_network", "exact_plain_network"])
