@@ -203,7 +203,7 @@ def _enlarge_to(choice: Sequence[int] | str | None, checkpoint: Checkpoint) -> t
         choice = data.get("evaluation_limit", (4096, 3072)) if data.get("enlarge") else None
     if choice is None:
         return None
-    if isinstance(choice, str) or len(choice) != 2:
+    if isinstance(choice, str) or len(choice) != 2 or not all(isinstance(edge, int) for edge in choice):
         raise UserError(f"inference.enlarge_to={choice}: give two edge lengths, checkpoint or null")
     return int(choice[0]), int(choice[1])
 

