@@ -202,7 +202,7 @@ def test_pictures_a_resumed_run_and_evaluation(
     for device in ("cpu", "gpu"):
         overrides = [f"checkpoint={last}", f"trainer.accelerator={device}", f"run_dir={tmp_path / device}"]
         evaluate(compose_config("evaluate", overrides))
-        scores.append(json.loads((tmp_path / device / "scores.json").read_text())["mean"]["IoU"])
+        scores.append(json.loads((tmp_path / device / "scores.json").read_text())["class"]["mean"]["IoU"])
     assert scores[1] == pytest.approx(scores[0], abs=0.02)
 
 
