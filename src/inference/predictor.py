@@ -152,7 +152,8 @@ class Predictor:
             )
         if not photo.size:
             raise ValueError(f"the photo is empty: its shape is {photo.shape}")
-        return PhotoInMemory(photo)
+        # Pillow's arrays are read-only, flipped ones run backwards: PyTorch takes neither
+        return PhotoInMemory(np.require(photo, requirements=["C", "W"]))
 
     def bands(self, photo: PhotoRows) -> Iterator[Band]:
         """Scores at the photo's own size, in bands of rows from top to bottom."""

@@ -138,16 +138,18 @@ class Sampler:
     def scatter(self, grad_columns: Tensor, samples: Samples, grad_table: Tensor) -> None:
         """Add the gradient (p T, C) of every sample to its four rows of ``grad_table``.
 
-        Sorted by row the scatter is again a sum of bags, and no row is written twice.
+        Sorted by row the scatter is again a sum of bags, and no row is written twice: one sum for each corner, since
+        the four rows of a sample lie at fixed distances and so are sorted together.
         """
-        rows, order = samples.rows.flatten().sort()
-        targets, counts = torch.unique_consecutive(rows, return_counts=True)
-        factors = samples.factors.flatten().index_select(0, order)
-        sums = F.embedding_bag(
-            order >> 2, grad_columns, counts.cumsum(0) - counts, mode="sum", per_sample_weights=factors
-        )
-        targets = targets.long()
-        grad_table.index_copy_(0, targets, sums.add_(grad_table.index_select(0, targets)))
+        first, order = samples.rows[..., 0].flatten().sort()
+        targets, counts = torch.unique_consecutive(first, return_counts=True)
+        factors = samples.factors.flatten(0, 1).index_select(0, order)  # (p T, 4)
+        bags, targets = counts.cumsum(0) - counts, targets.long()
+        for corner, step in enumerate(self.corners):
+            weights = factors[:, corner].contiguous()
+            sums = F.embedding_bag(order, grad_columns, bags, mode="sum", per_sample_weights=weights)
+            rows = targets + step
+            grad_table.index_copy_(0, rows, sums.add_(grad_table.index_select(0, rows)))
 
 
 def position_gradients(products: Tensor, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:

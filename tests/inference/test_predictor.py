@@ -36,6 +36,17 @@ def test_arrays_and_files_give_what_the_network_says(
     assert predictor(pixels, scores=False).scores is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_pytorch_does_not_take(network: Segmenter, image: Tensor) -> None:
+    pixels = image.permute(1, 2, 0).numpy().copy()
+    fixed = np.asarray(Image.fromarray(pixels))
+    assert not fixed.flags.writeable
+    predictor = Predictor(network)
+    expected = predictor(pixels).label
+    for photo in (fixed, pixels[:, ::-1].copy()[:, ::-1]):
+        np.testing.assert_array_equal(predictor(photo).label, expected)
+
+
 def scores_brought_back(network: Segmenter, pixels: np.ndarray, mode: str) -> np.ndarray:
     """Scores at 170 x 233 of a resized photo: at once, or by way of its own size where it goes in windows."""
     with torch.inference_mode():

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from src.models.recomputation import checkpoint_activations, encoder_parts
+from src.models.recomputation import checkpoint_activations, checkpoint_stem, encoder_parts
 
 
 class Counted(nn.Module):
@@ -61,3 +61,50 @@ def test_recomputes_in_training_only_and_moves_statistics_once() -> None:
     module.eval()
     module(x).sum().backward()
     assert module.runs == 3
+
+
+def saved_bytes(encoder: nn.Module, image: torch.Tensor) -> tuple[list[torch.Tensor], int]:
+    """Feature maps, and what they keep for the backward pass."""
+    storages = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        storages[x.untyped_storage()._cdata] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        maps = encoder(image)
+    return maps, sum(x.untyped_storage().nbytes() for x in storages.values())
+
+
+@pytest.mark.parametrize("norm_trains", [True, False])
+@pytest.mark.parametrize("name", ["resnet18", "resnet26d"])
+def test_a_stem_forgets_its_maps(name: str, norm_trains: bool) -> None:
+    torch.manual_seed(0)
+    plain = timm.create_model(name, features_only=True, pretrained=False, out_indices=(1, 2)).train()
+    encoder = copy.deepcopy(plain)
+    checkpoint_stem(encoder)
+    encoder = copy.deepcopy(encoder)  # as averaging weights does
+    plain.bn1.train(norm_trains)
+    encoder.bn1.train(norm_trains)
+    image = torch.randn(2, 3, 64, 96)
+    saved = []
+    for either in (plain, encoder):
+        maps, count = saved_bytes(either, image)
+        saved.append(count)
+        sum(x.square().mean() for x in maps).backward()
+    stem = 2 * 64 * 32 * 48 * 4  # one map of it
+    assert saved[1] < saved[0] - 2 * stem
+    torch.testing.assert_close(encoder.state_dict(), plain.state_dict())
+    for a, b in zip(encoder.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    for a, b in zip(encoder.eval()(image), plain.eval()(image), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_stem_that_gives_features_is_left_alone() -> None:
+    encoder = timm.create_model("resnet18", features_only=True, pretrained=False, out_indices=(0, 1)).train()
+    plain = copy.deepcopy(encoder)
+    checkpoint_stem(encoder)
+    image = torch.randn(1, 3, 64, 64)
+    for a, b in zip(encoder(image), plain(image), strict=True):
+        torch.testing.assert_close(a, b)
