@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from src.checkpoints.data import build_data
 from src.checkpoints.store import Checkpoint, load_network, read
 from src.config import build, data_config
 from src.data.new_categories import NewCategoryData
@@ -57,10 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with explained():
         before, after = read(options.before), read(options.after)
-        config = data_config(options.overrides) if options.overrides else after.config["data"]
+        chosen = data_config(options.overrides) if options.overrides else None
+        config = after.config["data"] if chosen is None else chosen
         if "new_classes" not in config:
             raise UserError("the data has no new_classes; give data=<choice> with new classes")
-        data: NewCategoryData = build(config)
+        data: NewCategoryData = build_data(after.config) if chosen is None else build(chosen)
         data.setup("validate" if options.split == "val" else "test")
         found = [score(checkpoint, data, options.split, config["others"]) for checkpoint in (before, after)]
         Console(soft_wrap=True, highlight=False).print(comparison_table(*found))

@@ -18,6 +18,8 @@ CONFIG_DIR = str(Path(__file__).resolve().parent.parent / "conf")
 
 # ${count:${data.classes}}: how many entries a mapping has
 OmegaConf.register_new_resolver("count", len, replace=True)
+# ${mul:a,b}: the product of two whole numbers
+OmegaConf.register_new_resolver("mul", lambda a, b: int(a) * int(b), replace=True)
 # ${extend:${known_classes},${data.new_classes}}: the classes with new ones behind them
 OmegaConf.register_new_resolver("extend", extend_classes, replace=True)
 

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
+from src.checkpoints.data import build_data
 from src.checkpoints.store import Checkpoint, load_network, read
 from src.config import CONFIG_DIR, build, to_plain
 from src.data.datamodule import SegmentationDataModule
@@ -74,7 +75,11 @@ def evaluate(config: DictConfig) -> float:
         raise UserError("predictions=<folder> needs the labels to score them by: give data=<choice> too")
     if checkpoint is not None:
         _check_classes(checkpoint, data_config)
-    data: SegmentationDataModule = build({**data_config, "num_workers": config.num_workers})
+    data: SegmentationDataModule
+    if checkpoint is not None and not plain.get("data"):
+        data = build_data(checkpoint.config, num_workers=config.num_workers)
+    else:
+        data = build({**data_config, "num_workers": config.num_workers})
     data.prepare_data()
     data.setup("validate" if config.split == "val" else "test")
     if plain["report"] is not None or config.predictions is not None:

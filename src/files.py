@@ -7,6 +7,16 @@ import tempfile
 from pathlib import Path
 
 
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+# Read once: it is the whole process's, and can only be read by changing it, which threads must not do.
+NEW_FILE_MODE = 0o666 & ~_umask()
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a whole file under a temporary name in its folder, then rename it.
 
@@ -19,14 +29,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are private
+        os.chmod(temporary, NEW_FILE_MODE)  # mkstemp's files are private
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

@@ -66,7 +66,7 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     ]
     _check_writable(folder)
 
-    todo = [job for job in jobs if config["overwrite"] or not all(map(Path.exists, job.files.values()))]
+    todo = jobs if config["overwrite"] else [job for job in map(_unfinished, jobs) if job.files]
     if len(todo) < len(jobs):
         console.print(
             f"{len(jobs) - len(todo)} of {len(jobs)} photos are done already (overwrite=true repeats them)"
@@ -114,9 +114,25 @@ def _predict_all(
                 _predict_one(job, plan, predictor, on_progress)
             except (PhotoError, OSError) as error:
                 failures[job.photo] = str(error)
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                failures[job.photo] = "out of memory; lower inference.memory_gb, or choose inference=tiled"
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
             completed += pixels[job.photo]
             progress.update(task, completed=completed)
     return failures
+
+
+def _unfinished(job: Job) -> Job:
+    """The job with those of its files that are not there: what exists may be someone's own."""
+    return job._replace(files={kind: path for kind, path in job.files.items() if not path.exists()})
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # the CPU's allocator raises a plain RuntimeError
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _predict_one(

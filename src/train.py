@@ -5,6 +5,7 @@ Composes the configuration, instantiates its parts and hands them to Lightning.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import wandb
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -33,6 +35,20 @@ from src.models.recomputation import checkpoint_network
 from src.models.segmenter import count_parameters
 
 log = logging.getLogger(__name__)
+
+_RESTORED = (
+    "lr",
+    "weight_decay",
+    "backbone_lr_factor",
+    "offset_lr_factor",
+)  # with the optimiser, on resuming
+_STREAM = (
+    "seed",
+    "crop_size",
+    "batch_size",
+    "scales",
+    "samples_per_epoch",
+)  # of the data, what its crops follow from
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
@@ -64,6 +80,7 @@ def train(config: DictConfig) -> float | None:
         seed=config.seed,
         config=plain,
     )
+    _keep_metrics(Path(config.run_dir))
     trainer = _trainer(config, plain)
     try:
         if trainer.is_global_zero:
@@ -151,8 +168,19 @@ def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
     return build(config.trainer, logger=loggers, callbacks=[c for c in callbacks if c is not None])
 
 
+@rank_zero_only
+def _keep_metrics(folder: Path) -> None:
+    """Give the metrics of an earlier run in the same folder another name; Lightning's logger would delete them."""
+    metrics = folder / "metrics.csv"
+    if metrics.exists():
+        earlier = (folder / f"metrics_{number}.csv" for number in itertools.count(1))
+        kept = next(path for path in earlier if not path.exists())
+        metrics.rename(kept)
+        log.info("the metrics of the run before are in %s", kept)
+
+
 def _check_resumable(path: str, plain: dict[str, Any]) -> None:
-    """Refuse, before anything is loaded, a checkpoint of another network."""
+    """Refuse, before anything is loaded, a checkpoint that would not be continued as configured."""
     checkpoint = read(path)
     if checkpoint.config["model"]["network"] != plain["model"]["network"]:
         raise UserError(
@@ -160,6 +188,23 @@ def _check_resumable(path: str, plain: dict[str, Any]) -> None:
             "options as the interrupted run (they are in the config.yaml of its folder), or start a new run from its "
             "weights with init_from instead of resume."
         )
+    theirs, ours = (list(config["data"]["classes"]) for config in (checkpoint.config, plain))
+    if theirs != ours:
+        raise UserError(
+            f"{path} was trained for the classes {', '.join(theirs)}, the data has {', '.join(ours)}"
+        )
+    before, now = (config["recipe"]["optimiser"] for config in (checkpoint.config, plain))
+    changed = [key for key in _RESTORED if before.get(key, now[key]) != now[key]]
+    if changed:
+        values = ", ".join(f"recipe.optimiser.{key}={before[key]} (not {now[key]})" for key in changed)
+        raise UserError(
+            f"{path} goes on with its optimiser's state, which holds {values}. Give these values, or start a new run "
+            "from its weights with init_from instead of resume."
+        )
+    for key in _STREAM:
+        then, value = checkpoint.config["data"].get(key), plain["data"].get(key)
+        if then != value:
+            log.warning("data.%s was %s and is %s now: the run goes on, with other crops", key, then, value)
 
 
 if __name__ == "__main__":

@@ -139,6 +139,44 @@ def test_finished_files_are_skipped(run: Any, tmp_path: Path, capsys: pytest.Cap
     assert all(path.stat().st_mtime_ns != at for path, at in before.items())
 
 
+def test_files_of_others_stay(run: Any, tmp_path: Path) -> None:
+    mine = tmp_path / "out" / "labels" / "b.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"drawn by hand")
+    run()
+    assert mine.read_bytes() == b"drawn by hand"
+    assert (tmp_path / "out" / "overlays" / "b.png").is_file()
+    run("overwrite=true")
+    assert mine.read_bytes() != b"drawn by hand"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_photo_too_large_for_the_memory_is_passed_over(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    bands = Predictor.bands
+
+    def fail_once(self: Predictor, photo: Any) -> Any:
+        if photo.size == (104, 130):
+            raise error
+        return bands(self, photo)
+
+    monkeypatch.setattr(Predictor, "bands", fail_once)
+    (reason,) = run().values()
+    assert "inference.memory_gb" in reason
+    assert len(files(tmp_path / "out")) == 4
+    monkeypatch.setattr(Predictor, "bands", lambda *_: (_ for _ in ()).throw(RuntimeError("a mistake")))
+    with pytest.raises(RuntimeError, match="a mistake"):
+        run("overwrite=true")
+
+
 def test_broken_photos_are_told_and_passed_over(
     run: Any, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -371,6 +373,50 @@ def test_recomputed_activations_change_neither_gradients_nor_statistics(
 
 
 @pytest.mark.slow
+def test_recomputation_in_a_compiled_network(configure: Callable[..., DictConfig]) -> None:
+    config = configure("model/size=lite", "recipe.pooled_norm=frozen")
+    gradients = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        network = build(config.model.network).train()
+        if compiled:
+            checkpoint_network(network)
+            network.compile(backend="aot_eager")
+        last = network(torch.randn(2, 3, 64, 64)).layers[-1]
+        (last.mask_logits.square().mean() + last.class_logits.square().mean()).backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+    plain, recomputed = gradients
+    assert plain.keys() == recomputed.keys()
+    largest = max(gradient.norm() for gradient in plain.values())
+    for (
+        name,
+        gradient,
+    ) in plain.items():  # compiling rounds otherwise, and some gradients are nothing but rounding
+        assert (recomputed[name] - gradient).norm() < 1e-2 * gradient.norm() + 1e-4 * largest, name
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+def test_synchronised_norms_keep_their_kind(configure: Callable[..., DictConfig], norm: str) -> None:
+    """Lightning replaces norms behind everything else; the stem is recomputed with those in their places."""
+    config = configure("model/size=lite", f"recipe.pooled_norm={norm}", "recipe.freeze_norm_statistics=true")
+    network = build(config.model.network)
+    checkpoint_network(network)
+    plain = copy.deepcopy(network).train()
+    network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network).train()
+    trains = {
+        name: module.training
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.SyncBatchNorm)
+    }
+    assert trains
+    assert not any(training for name, training in trains.items() if name.startswith("backbone."))
+    assert any(name.startswith("pixel_decoder.global_context") for name in trains) == (norm == "batch")
+    image = torch.randn(1, 3, 64, 96)
+    for ours, theirs in zip(network.backbone(image), plain.backbone(image), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.slow
 def test_a_compiled_network_agrees(configure: Callable[..., DictConfig]) -> None:
     network = build(configure().model.network).eval()
     images = torch.randn(1, 3, 64, 96)
@@ -392,6 +438,61 @@ def test_resuming_another_network_is_refused(configure: Callable[..., DictConfig
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     with pytest.raises(UserError, match="another network"):
         train(configure(f"resume={last}", "experiment=ablation_cst"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("recipe.optimiser.lr=1e-5", r"recipe\.optimiser\.lr=0\.001 \(not 1e-05\)"),
+        ("~data.classes.water", "trained for the"),
+    ],
+)
+def test_resuming_with_what_would_have_no_effect_is_refused(
+    configure: Callable[..., DictConfig], tmp_path: Path, change: str, message: str
+) -> None:
+    train(configure(steps=1))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    changes = [change, "model.num_classes=7"] if change.startswith("~") else [change]
+    with pytest.raises(UserError, match=message):
+        train(configure(f"resume={last}", *changes))
+
+
+def test_resuming_in_the_same_folder_keeps_the_metrics(
+    configure: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(configure(steps=2))
+    metrics = tmp_path / "run" / "metrics.csv"
+    before = metrics.read_bytes()
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    train(configure(f"resume={last}", "recipe.batch_size=4", steps=4))
+    assert (tmp_path / "run" / "metrics_1.csv").read_bytes() == before
+    with metrics.open() as file:
+        assert {int(row["step"]) for row in csv.DictReader(file)} == {2, 3}
+    assert "data.batch_size was 2 and is 4 now" in caplog.text
+
+
+def test_validation_counts_steps_not_batches(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    quiet = ["callbacks.panels=null", "callbacks.early_look=null", "metrics.boundary_f1=false"]
+    train(configure(*quiet, "trainer.accumulate_grad_batches=2", "recipe.val_every=2", steps=4))
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file) if row["val/mBIoU"]] == [1, 3]
+
+
+def test_lost_weights_do_not_replace_a_checkpoint(
+    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = SegmentationModule.optimizer_step
+
+    def lose(self: SegmentationModule, *args: Any, **options: Any) -> None:
+        step(self, *args, **options)
+        if self.global_step == 3:
+            next(self.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(SegmentationModule, "optimizer_step", lose)
+    with pytest.raises(FloatingPointError, match=r"not finite"):
+        train(configure("recipe.save_every=1", "callbacks.early_look=null", steps=6))
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(tensor.isfinite().all() for tensor in state.values())
 
 
 def test_weights_of_another_network_are_refused(configure: Callable[..., DictConfig], tmp_path: Path) -> None:

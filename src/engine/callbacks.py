@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import move_data_to_device
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.allocation import return_freed_memory
 from src.metrics.complexity import mean_complexity
@@ -34,10 +34,23 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: CropBatch, batch_idx: int
     ) -> None:
+        if trainer.global_step % self._every_n_train_steps == 0 or trainer.global_step == trainer.max_steps:
+            _check_finite(pl_module, trainer.global_step)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         # Not when training has ended: averaged weights have then taken the place of the trained ones.
         if trainer.global_step == trainer.max_steps and trainer.global_step % self._every_n_train_steps:
             trainer.save_checkpoint(self.format_checkpoint_name({}))
+
+
+def _check_finite(module: nn.Module, step: int) -> None:
+    """Raise instead of putting weights that are lost in the place of a good checkpoint."""
+    lost = [name for name, parameter in module.named_parameters() if not parameter.isfinite().all()]
+    if lost:
+        raise FloatingPointError(
+            f"step {step}: {len(lost)} weights are not finite, first {lost[0]}. The last checkpoint is intact: "
+            "go on from it with resume and trainer.precision=32-true or a lower recipe.optimiser.clip_norm, or start "
+            "anew with a lower recipe.optimiser.lr."
+        )
 
 
 class LastValidation(Callback):

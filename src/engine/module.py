@@ -70,8 +70,10 @@ class SegmentationModule(LightningModule):
         if self.trainer.precision != "16-mixed" and not total.isfinite():
             bad = ", ".join(name for name, term in terms.items() if not term.isfinite())
             raise FloatingPointError(
-                f"step {self.global_step}: {bad} not finite. Lower recipe.optimiser.lr or "
-                "recipe.optimiser.clip_norm, or use trainer.precision=32-true; the last checkpoint is intact."
+                f"step {self.global_step}: {bad} not finite. The last checkpoint is intact: go on from it with "
+                "resume=<run>/checkpoints/last.ckpt and trainer.precision=32-true or a lower "
+                "recipe.optimiser.clip_norm, or start anew, maybe from its weights (init_from), with a lower "
+                "recipe.optimiser.lr."
             )
         batch_size = len(batch.images)
         self.log("train/loss", total, prog_bar=True, batch_size=batch_size)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from src.models.deformable import DeformableConv
+from src.models.layers import FrozenStatisticsNorm
 
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, FrozenStatisticsNorm)
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,9 @@ class PhotoOnDisk:
         """(stop - start, W, 3) uint8 RGB."""
         width = self.size[1]
         self._file.seek(start * width * 3)
-        data = self._file.read((stop - start) * width * 3)
-        return np.frombuffer(data, np.uint8).reshape(-1, width, 3)
+        rows = np.empty((stop - start, width, 3), np.uint8)
+        self._file.readinto(rows.data)
+        return rows
 
 
 def open_photo(path: Path, memory: int) -> PhotoRows:

@@ -14,6 +14,8 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from src.files import NEW_FILE_MODE
+
 Kind = Literal["gray", "palette", "rgb", "rgba"]
 _COLOUR_TYPES: dict[Kind, tuple[int, int]] = {
     "gray": (0, 1),
@@ -87,9 +89,7 @@ class PngWriter:
         self._emit(self._deflate.flush(), last=True)
         self._chunk(b"IEND", b"")
         self._file.close()
-        umask = os.umask(0o022)
-        os.umask(umask)
-        os.chmod(self._temporary, 0o666 & ~umask)  # mkstemp's files are private
+        os.chmod(self._temporary, NEW_FILE_MODE)  # mkstemp's files are private
         os.replace(self._temporary, self._path)
 
     def abandon(self) -> None:

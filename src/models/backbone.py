@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import timm
@@ -78,10 +78,9 @@ class Backbone(nn.Module):
         self._channels_last = "NHWC" in str(getattr(self.encoder, "output_fmt", ""))  # Swin computes in it
         if weights == "package":
             load_packaged_weights(self.encoder, name)
-        self._norms = [m for m in self.encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._freeze_norm_statistics = freeze_norm_statistics
         if freeze_norm_affine:
-            for norm in self._norms:
+            for norm in self._norms():
                 for parameter in norm.parameters(recurse=False):
                     parameter.requires_grad_(False)
         self.train()  # a new module counts as training without having been told
@@ -90,9 +89,13 @@ class Backbone(nn.Module):
         """Training mode, except for norms whose statistics are frozen."""
         super().train(mode)
         if self._freeze_norm_statistics:
-            for norm in self._norms:
+            for norm in self._norms():
                 norm.eval()
         return self
+
+    def _norms(self) -> Iterator[nn.Module]:
+        # found anew each time, because synchronised ones may have taken their places
+        return (m for m in self.encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised (B, 3, H, W) -> F1..F4, each (B, C_i, ceil(H / stride), ceil(W / stride))."""

@@ -50,16 +50,23 @@ class PooledBatchNorm(nn.BatchNorm2d):
         return super().forward(x)
 
 
-class FrozenStatisticsNorm(nn.BatchNorm2d):
-    """BatchNorm that never updates or uses batch statistics; scale and shift still learn."""
+class FrozenStatisticsNorm(nn.Module):
+    """BatchNorm that never updates or uses batch statistics; scale and shift still learn.
+
+    No subclass of PyTorch's, which would become an ordinary one where norms are synchronised over devices.
+    """
 
     def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.train()  # a new module counts as training without having been told
+        super().__init__()
+        norm = nn.BatchNorm2d(channels)  # for its parameters, buffers and their names
+        self.eps = norm.eps
+        self.weight, self.bias = norm.weight, norm.bias
+        for name, buffer in norm.named_buffers():
+            self.register_buffer(name, buffer)
 
-    def train(self, mode: bool = True) -> FrozenStatisticsNorm:
-        """Stay in evaluation mode whatever the network's mode is."""
-        return super().train(False)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 def pooled_norm(kind: PooledNorm, channels: int) -> nn.Module:

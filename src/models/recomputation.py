@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from timm.models import FeatureListNet
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -34,20 +35,15 @@ def checkpoint_network(network: Any) -> None:
 def checkpoint_stem(encoder: nn.Module) -> None:
     """Make an encoder forget the maps between its layers before the first stage, the largest that it has, in place.
 
-    In training the first of these layers does the work of all, and the others hand on what they get. Only where timm
-    runs the encoder's children one after the other, and takes no features among these.
+    Only where timm runs the encoder's children one after the other, and takes no features among these.
     """
     if not isinstance(encoder, FeatureListNet):
         return
     children = list(encoder.named_children())
     stages = [i for i, (_, child) in enumerate(children) if _has_blocks(child)]
-    stem = dict(children[: stages[0]] if stages else [])
-    if len(stem) < 2 or stem.keys() & set(encoder.return_layers):
-        return
-    first, *others = stem.values()
-    first.forward = functools.partial(_checkpointed, first, behind=others)
-    for layer in others:
-        layer.forward = functools.partial(_handed_on, layer, first)
+    stem = [name for name, _ in children[: stages[0]]] if stages else []
+    if len(stem) > 1 and not set(stem) & set(encoder.return_layers):
+        encoder.forward = functools.partial(_without_stem, encoder, frozenset(stem))
 
 
 def encoder_parts(encoder: nn.Module) -> Iterator[nn.Module]:
@@ -75,32 +71,37 @@ def checkpoint_activations(module: nn.Module) -> None:
     module.forward = functools.partial(_checkpointed, module)
 
 
-def _checkpointed(module: nn.Module, *args: object, behind: Sequence[nn.Module] = ()) -> object:
-    """``module`` and in training also the modules behind it, of which each takes what the last one gave."""
-    if not module.training:
-        return _forward(module, *args)
-    run = (module, *behind)
-    norms = [m for part in run for m in part.modules() if isinstance(m, _BatchNorm) and m.training]
+def _checkpointed(module: nn.Module, *args: object) -> object:
+    forward = functools.partial(type(module).forward, module)
+    return _recomputed(forward, [module], *args) if module.training else forward(*args)
 
-    def forward(*args: object) -> object:
-        found = _forward(module, *args)
-        for part in behind:
-            found = _forward(part, found)
-        return found
+
+def _without_stem(encoder: FeatureListNet, stem: frozenset[str], x: Tensor) -> list[Tensor]:
+    """What timm's own forward pass gives. Layers are found by their names, since they may have been replaced."""
+    if not encoder.training:
+        return type(encoder).forward(encoder, x)
+    layers = [layer for name, layer in encoder.items() if name in stem]
+    found: Any = _recomputed(
+        lambda image: functools.reduce(lambda x, layer: layer(x), layers, image), layers, x
+    )
+    features = []
+    for name, layer in encoder.items():
+        if name not in stem:
+            found = layer(found)
+            if name in encoder.return_layers:
+                features.append(found)
+    return features
+
+
+@torch.compiler.disable  # it does not take checkpoints with contexts of their own
+def _recomputed(forward: Callable[..., object], modules: Iterable[nn.Module], *args: object) -> object:
+    """``forward(*args)``, which runs ``modules``, and again in the backward pass."""
+    norms = [m for part in modules for m in part.modules() if isinstance(m, _BatchNorm) and m.training]
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _statistics_kept(norms)
 
     return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts)
-
-
-def _handed_on(module: nn.Module, first: nn.Module, x: object) -> object:
-    return x if first.training else _forward(module, x)
-
-
-def _forward(module: nn.Module, *args: object) -> object:
-    """What a module does apart from recomputation."""
-    return type(module).forward(module, *args)
 
 
 @contextmanager
