@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = after.config["data"] if chosen is None else chosen
         if "new_classes" not in config:
             raise UserError("the data has no new_classes; give data=<choice> with new classes")
-        data: NewCategoryData = build_data(after.config) if chosen is None else build(chosen)
+        data: Any = build_data(after.config) if chosen is None else build(chosen)
         data.setup("validate" if options.split == "val" else "test")
         found = [score(checkpoint, data, options.split, config["others"]) for checkpoint in (before, after)]
         Console(soft_wrap=True, highlight=False).print(comparison_table(*found))

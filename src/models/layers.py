@@ -56,6 +56,9 @@ class FrozenStatisticsNorm(nn.Module):
     No subclass of PyTorch's, which would become an ordinary one where norms are synchronised over devices.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         norm = nn.BatchNorm2d(channels)  # for its parameters, buffers and their names

@@ -43,7 +43,7 @@ def checkpoint_stem(encoder: nn.Module) -> None:
     stages = [i for i, (_, child) in enumerate(children) if _has_blocks(child)]
     stem = [name for name, _ in children[: stages[0]]] if stages else []
     if len(stem) > 1 and not set(stem) & set(encoder.return_layers):
-        encoder.forward = functools.partial(_without_stem, encoder, frozenset(stem))
+        encoder.forward = functools.partial(_without_stem, encoder, frozenset(stem))  # type: ignore[method-assign]
 
 
 def encoder_parts(encoder: nn.Module) -> Iterator[nn.Module]:
