@@ -22,7 +22,7 @@ from torch import Tensor
 from src.models.convolution import convolve
 from src.models.deformable_sampler import Sampler, position_gradients
 
-STRIP_BYTES = 8 * 2**20
+STRIP_BYTES = 4 * 2**20
 """Size of the sampled values of one strip. All temporaries of a strip together take a small multiple of it;
 besides them there is one channels-last copy of one map (two in the backward pass)."""
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from src.models.layers import resize
 from src.models.position import sine_position
-from src.models.transformer_decoder.masked_attention import MaskedAttentionDecoder
+from src.models.transformer_decoder.masked_attention import MaskedAttentionDecoder, _WithHalf
 from src.structures import PilotedQueries, PixelFeatures
 
 WIDTH, CLASSES, QUERIES = 32, 5, 6
@@ -221,3 +222,21 @@ def test_mixed_precision_is_that_of_the_block(decoder):
 def test_an_unknown_activation_is_named():
     with pytest.raises(ValueError, match="activation 'silu' is unknown; choose gelu or relu"):
         MaskedAttentionDecoder(3, 32, activation="silu")
+
+
+@pytest.mark.parametrize("size", [(12, 8), (9, 7)])
+def test_a_map_with_its_half_has_the_gradient_of_both(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_WithHalf.apply, (x,))
+    whole, half = _WithHalf.apply(x)
+    assert torch.equal(whole, x)
+    assert half.shape[2:] == (-(-size[0] // 2), -(-size[1] // 2))
+    given = torch.randn_like(whole)
+    (alone,) = torch.autograd.grad(whole, x, given)
+    assert torch.equal(alone, given)
+    kept = given.clone()
+    torch.autograd.grad(_WithHalf.apply(x), x, (given, torch.ones_like(half)))
+    assert torch.equal(given, kept)  # gradients of others are not overwritten
+    (alone,) = torch.autograd.grad(_WithHalf.apply(x)[1], x, torch.ones_like(half))
+    (expected,) = torch.autograd.grad(resize(x, half.shape[2:]), x, torch.ones_like(half))
+    torch.testing.assert_close(alone, expected)

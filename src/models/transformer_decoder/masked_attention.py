@@ -6,14 +6,43 @@ B batch, Q queries, P piloted queries, D query width, K classes, h w a map's siz
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from src.models.layers import MultiheadAttention, resize
 from src.models.position import SineAxes, sine_axes
 from src.structures import PilotedQueries, PixelFeatures, QueryPrediction
+
+
+def _half(x: Tensor) -> Tensor:
+    """(B, D, h, w) -> (B, D, h/2, w/2), rounded up."""
+    return resize(x, (-(-x.shape[-2] // 2), -(-x.shape[-1] // 2)))
+
+
+class _WithHalf(torch.autograd.Function):
+    """A map and the same at half its size, whose gradients are summed in place.
+
+    The map is the largest of a training step. Left alone, its gradient, that of the half and their sum lie in memory
+    at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.size = x.shape
+        ctx.set_materialize_grads(False)
+        return x.view_as(x), _half(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, whole: Tensor | None, half: Tensor | None) -> Tensor | None:
+        if half is None:
+            return whole
+        grad = torch.ops.aten.upsample_bilinear2d_backward(half, half.shape[-2:], ctx.size, False)
+        return grad if whole is None else grad.add_(whole)
 
 
 class DecoderLayer(nn.Module):
@@ -137,7 +166,7 @@ class MaskedAttentionDecoder(nn.Module):
         Returns:
             num_layers + 1 predictions. With piloted queries these come first along the query axis.
         """
-        coarse = self._auxiliary_features(pixels)
+        mask_features, coarse = self._with_auxiliary_features(pixels)
         early = self.training or self.masks_at_memory_size
         reduced = [
             resize(coarse.detach(), (memory.shape[-2], memory.shape[-1])) if early else coarse
@@ -146,7 +175,7 @@ class MaskedAttentionDecoder(nn.Module):
         *auxiliary, last = self.decode(pixels.memories, reduced, piloted)
         return (
             *(QueryPrediction(classes, embeddings, coarse) for classes, embeddings in auxiliary),
-            QueryPrediction(*last, pixels.mask_features),
+            QueryPrediction(*last, mask_features),
         )
 
     def decode(
@@ -179,12 +208,15 @@ class MaskedAttentionDecoder(nn.Module):
         return self.class_head(queries), self.mask_head(queries)
 
     @staticmethod
-    def _auxiliary_features(pixels: PixelFeatures) -> Tensor:
-        """Mask features of the intermediate predictions: at stride 4, twice the finest memory's size."""
-        height, width = pixels.mask_features.shape[-2:]
-        if height > 2 * pixels.memories[-1].shape[-2] or width > 2 * pixels.memories[-1].shape[-1]:
-            return resize(pixels.mask_features, (-(-height // 2), -(-width // 2)))
-        return pixels.mask_features
+    def _with_auxiliary_features(pixels: PixelFeatures) -> tuple[Tensor, Tensor]:
+        """Mask features, and those of intermediate predictions: at stride 4, twice the finest memory's size."""
+        whole = pixels.mask_features
+        height, width = whole.shape[-2:]
+        if height <= 2 * pixels.memories[-1].shape[-2] and width <= 2 * pixels.memories[-1].shape[-1]:
+            return whole, whole
+        if torch.is_grad_enabled() and whole.requires_grad:
+            return _WithHalf.apply(whole)
+        return whole, _half(whole)
 
     def _prepare(self, memories: Sequence[Tensor]) -> tuple[list[Tensor], list[SineAxes]]:
         """Tokens (B, h w, D) of the memories and the positions of their pixels, coarsest first."""
