@@ -17,11 +17,11 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from src.checkpoints.data import build_data
 from src.checkpoints.store import Checkpoint, load_network, read
 from src.config import build, data_config
 from src.data.new_categories import NewCategoryData
 from src.engine.categories import comparison_table, write_comparison
+from src.engine.stored_data import build_data
 from src.errors import UserError, explained
 from src.inference import predict_labels
 from src.metrics.categories import CategoryMetrics, CategoryScores

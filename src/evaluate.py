@@ -15,13 +15,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from src.checkpoints.data import build_data
 from src.checkpoints.store import Checkpoint, load_network, read
 from src.config import CONFIG_DIR, build, to_plain
 from src.data.datamodule import SegmentationDataModule
 from src.engine.callbacks import PerImageScores
 from src.engine.logging import quiet_lightning
 from src.engine.module import SegmentationModule
+from src.engine.stored_data import build_data
 from src.errors import UserError, explained
 from src.metrics.suite import SegmentationMetrics
 from src.metrics.table import class_table, render, without_curve

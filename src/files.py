@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from pathlib import Path
 
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+_UMASK = threading.Lock()
 
 
-# Read once: it is the whole process's, and can only be read by changing it, which threads must not do.
-NEW_FILE_MODE = 0o666 & ~_umask()
+def new_file_mode() -> int:
+    """The permissions of a new file; temporary ones are private."""
+    with _UMASK:  # it is the whole process's, and is read by changing it
+        mask = os.umask(0o022)
+        os.umask(mask)
+    return 0o666 & ~mask
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -29,7 +30,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-        os.chmod(temporary, NEW_FILE_MODE)  # mkstemp's files are private
+        os.chmod(temporary, new_file_mode())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -5,7 +5,7 @@ network carry the prefix ``network.``, and ``config``, the resolved configuratio
 ``config["model"]["network"]`` says how to build the network. Training adds what it needs to resume.
 
 Checkpoints may come from strangers: files are read with ``weights_only=True``, and a configuration can only name
-classes of this project's network.
+classes of this project's network; of its data, see ``src.engine.stored_data``.
 """
 
 from __future__ import annotations

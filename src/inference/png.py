@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from src.files import NEW_FILE_MODE
+from src.files import new_file_mode
 
 Kind = Literal["gray", "palette", "rgb", "rgba"]
 _COLOUR_TYPES: dict[Kind, tuple[int, int]] = {
@@ -89,7 +89,7 @@ class PngWriter:
         self._emit(self._deflate.flush(), last=True)
         self._chunk(b"IEND", b"")
         self._file.close()
-        os.chmod(self._temporary, NEW_FILE_MODE)  # mkstemp's files are private
+        os.chmod(self._temporary, new_file_mode())  # mkstemp's files are private
         os.replace(self._temporary, self._path)
 
     def abandon(self) -> None:

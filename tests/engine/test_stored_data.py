@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from src.checkpoints.data import build_data
 from src.checkpoints.store import CheckpointError
 from src.config import compose_config, to_plain
 from src.data.new_categories import NewCategoryData
+from src.engine.stored_data import build_data
 from src.errors import UserError
 
 
