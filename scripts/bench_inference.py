@@ -229,7 +229,8 @@ def growth(target: Target, sizes: list[str], rounds: int, threads: int) -> None:
         rows.append([size, f"{megapixels[-1]:.1f}", f"{seconds[-1]:.1f}", f"{each:.2f}", f"{gib[-1]:.2f}"])
         print(*rows[-1], file=sys.stderr, flush=True)
     print(table(["photo", "Mpx", "seconds", "seconds per Mpx", "peak GiB"], rows))
-    plot(megapixels, seconds, gib)
+    if sizes == list(GROWTH):  # a part of them is no picture for the docs
+        plot(megapixels, seconds, gib)
 
 
 def plot(megapixels: list[float], seconds: list[float], gib: list[float]) -> None:
