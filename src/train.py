@@ -36,19 +36,10 @@ from src.models.segmenter import count_parameters
 
 log = logging.getLogger(__name__)
 
-_RESTORED = (
-    "lr",
-    "weight_decay",
-    "backbone_lr_factor",
-    "offset_lr_factor",
-)  # with the optimiser, on resuming
-_STREAM = (
-    "seed",
-    "crop_size",
-    "batch_size",
-    "scales",
-    "samples_per_epoch",
-)  # of the data, what its crops follow from
+# values of recipe.optimiser that come with the optimiser's state on resuming
+_RESTORED = ("lr", "weight_decay", "backbone_lr_factor", "offset_lr_factor")
+# values of the data that crops follow from
+_STREAM = ("seed", "crop_size", "batch_size", "scales", "samples_per_epoch")
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
@@ -188,12 +179,13 @@ def _check_resumable(path: str, plain: dict[str, Any]) -> None:
             "options as the interrupted run (they are in the config.yaml of its folder), or start a new run from its "
             "weights with init_from instead of resume."
         )
-    theirs, ours = (list(config["data"]["classes"]) for config in (checkpoint.config, plain))
+    theirs, ours = list(checkpoint.classes), list(plain["data"]["classes"])
     if theirs != ours:
         raise UserError(
             f"{path} was trained for the classes {', '.join(theirs)}, the data has {', '.join(ours)}"
         )
-    before, now = (config["recipe"]["optimiser"] for config in (checkpoint.config, plain))
+    before = checkpoint.config.get("recipe", {}).get("optimiser", {})
+    now = plain["recipe"]["optimiser"]
     changed = [key for key in _RESTORED if before.get(key, now[key]) != now[key]]
     if changed:
         values = ", ".join(f"recipe.optimiser.{key}={before[key]} (not {now[key]})" for key in changed)

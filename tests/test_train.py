@@ -350,6 +350,14 @@ def test_training_in_mixed_precision_stays_finite(
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
+def gradients_of(network: torch.nn.Module, *outputs: str) -> dict[str, torch.Tensor]:
+    """Gradients of the mean squares of the last prediction's outputs and of its edges."""
+    prediction = network(torch.randn(2, 3, 64, 64))
+    values = [prediction.edge_logits, *(getattr(prediction.layers[-1], name) for name in outputs)]
+    torch.stack([value.square().mean() for value in values]).sum().backward()
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
 def test_recomputed_activations_change_neither_gradients_nor_statistics(
     configure: Callable[..., DictConfig],
 ) -> None:
@@ -360,12 +368,7 @@ def test_recomputed_activations_change_neither_gradients_nor_statistics(
         network = build(config.model.network).train()
         if recompute:
             checkpoint_network(network)
-        prediction = network(torch.randn(2, 3, 64, 64))
-        (
-            prediction.layers[-1].mask_logits.square().mean() + prediction.edge_logits.square().mean()
-        ).backward()
-        gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-        results.append((gradients, dict(network.named_buffers())))
+        results.append((gradients_of(network, "mask_logits"), dict(network.named_buffers())))
     for plain, recomputed in zip(*results, strict=True):
         assert plain.keys() == recomputed.keys()
         for name, tensor in plain.items():
@@ -382,16 +385,12 @@ def test_recomputation_in_a_compiled_network(configure: Callable[..., DictConfig
         if compiled:
             checkpoint_network(network)
             network.compile(backend="aot_eager")
-        last = network(torch.randn(2, 3, 64, 64)).layers[-1]
-        (last.mask_logits.square().mean() + last.class_logits.square().mean()).backward()
-        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+        gradients.append(gradients_of(network, "mask_logits", "class_logits"))
     plain, recomputed = gradients
     assert plain.keys() == recomputed.keys()
     largest = max(gradient.norm() for gradient in plain.values())
-    for (
-        name,
-        gradient,
-    ) in plain.items():  # compiling rounds otherwise, and some gradients are nothing but rounding
+    # compiling rounds otherwise, and some gradients are nothing but rounding
+    for name, gradient in plain.items():
         assert (recomputed[name] - gradient).norm() < 1e-2 * gradient.norm() + 1e-4 * largest, name
 
 
