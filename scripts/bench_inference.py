@@ -19,6 +19,7 @@ of its tensors.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import sys
 import tempfile
@@ -54,6 +55,7 @@ NAMES = {
     "mask2former": "Hugging Face Mask2Former",
     "upernet": "SMP UPerNet",
 }
+PACKAGES = {"mask2former": "transformers", "upernet": "segmentation_models_pytorch"}
 GROWTH = (
     "1024x1024",
     "2048x1024",
@@ -161,18 +163,13 @@ def upernet(target: Target) -> Predict:
 
 def work(side: str, target: Target, weights: str, memory_gb: float | None) -> None:
     """Predict one photo of every size that comes in."""
-    try:
-        makers: dict[str, Callable[[], Predict]] = {
-            "plain": lambda: plain(target, weights),
-            "ours": lambda: ours(target, weights, memory_gb),
-            "mask2former": lambda: mask2former(target),
-            "upernet": lambda: upernet(target),
-        }
-        predict = makers[side]()
-    except ImportError as error:
-        sys.exit(
-            f"{error}; install the other libraries: pip install transformers segmentation-models-pytorch"
-        )
+    makers: dict[str, Callable[[], Predict]] = {
+        "plain": lambda: plain(target, weights),
+        "ours": lambda: ours(target, weights, memory_gb),
+        "mask2former": lambda: mask2former(target),
+        "upernet": lambda: upernet(target),
+    }
+    predict = makers[side]()
     predict(make_photo(256, 256))
     known = set()
     for line in sys.stdin:
@@ -195,15 +192,24 @@ def _size(text: str) -> tuple[int, int]:
 
 def compare(target: Target, sizes: list[str], sides: list[str], rounds: int, threads: int) -> None:
     """Print time and memory of every side at every size, smallest first."""
+    missing = [
+        name for side, name in PACKAGES.items() if side in sides and not importlib.util.find_spec(name)
+    ]
+    if missing:
+        raise SystemExit(f"{', '.join(missing)} not found: pip install {' '.join(missing).replace('_', '-')}")
     rows = []
     with ExitStack() as stack:
         weights = stack.enter_context(_saved_weights())
         workers = {side: stack.enter_context(target.worker(side, weights, threads)) for side in sides}
         for size in sizes:
             found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-            for _ in range(rounds):
+            for number in range(1, rounds + 1):
                 for side in sides:
                     found[side].append(workers[side].ask(size))
+                    seconds = found[side][-1]["seconds"]
+                    print(
+                        f"{size} round {number}: {NAMES[side]} {seconds:.2f} s", file=sys.stderr, flush=True
+                    )
             for side in sides:
                 seconds = statistics.median(r["seconds"] for r in found[side])
                 ratio = ""

@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -112,8 +113,9 @@ class Worker:
         """Send a line and wait for the answer, a line of JSON."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(task + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended: told below
+            self._process.stdin.write(task + "\n")
+            self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
             raise SystemExit(f"a worker ended early, exit code {self._process.wait()}")
