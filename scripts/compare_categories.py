@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data: Any = build_data(after.config) if chosen is None else build(chosen)
         data.setup("validate" if options.split == "val" else "test")
         found = [score(checkpoint, data, options.split, config["others"]) for checkpoint in (before, after)]
-        Console(soft_wrap=True, highlight=False).print(comparison_table(*found))
+        Console(soft_wrap=True, highlight=False, markup=False).print(comparison_table(*found))
         if options.output is not None:
             write_comparison(options.output, *found)
 

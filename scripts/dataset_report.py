@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data = data_config(options.overrides)
         draw_missing_scenes(data)
         splits = describe(data, options.output, options.workers, options.examples)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     table = Table("split", title=str(data["root"]), title_justify="left")
     for column in ("photos", "masks", "mIPQ", "std", "contours per mask", "polygon points per mask"):
         table.add_column(column, justify="right")

@@ -98,7 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             colours[options.value] = 255
             index_png(options.output / f"{path.stem}.png", degraded.astype(np.uint8) * options.value, colours)
     quality = f"IoU with the true masks {100 * shared / either:.1f}" if either else "the class does not occur"
-    Console(soft_wrap=True, highlight=False).print(f"{len(files)} files in {options.output}; {quality}")
+    Console(soft_wrap=True, highlight=False, markup=False).print(
+        f"{len(files)} files in {options.output}; {quality}"
+    )
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{options.photos}: no photo in this folder ({', '.join(sorted(PHOTO_SUFFIXES))})"
             )
         failures = make(scorer(options, wanted), photos, options.output, list(wanted), options.hard)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     for reason in failures.values():
         console.print(f"failed: {reason}")
     console.print(f"{len(photos) - len(failures)} photos labelled, {len(failures)} failed: {options.output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,10 @@ def explained() -> Iterator[None]:
     """End the program with the message of a ``UserError``, without a traceback, and exit code 1.
 
     An exit without a code counts as success; a framework that gives up its work that way (on a signal) must not.
+    Names of files that hold bytes which are no UTF-8 are printed with escapes inside the block.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except SystemExit as stopped:

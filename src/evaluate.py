@@ -68,6 +68,7 @@ def evaluate(config: DictConfig) -> float:
         raise UserError(f"split={config.split}: choose val or test")
     if (config.checkpoint is None) == (config.predictions is None):
         raise UserError("give either checkpoint=<file> or predictions=<folder of index PNGs>")
+    bootstrap = _bootstrap(plain)
     other = read_record(Path(config.compare).expanduser()) if config.compare else None
     checkpoint = read(Path(config.checkpoint).expanduser()) if config.checkpoint else None
     data_config = plain.get("data") or (checkpoint.config["data"] if checkpoint else None)
@@ -92,7 +93,7 @@ def evaluate(config: DictConfig) -> float:
     else:
         evaluated = _evaluate_predictions(Path(config.predictions).expanduser(), data, config.split, plain)
     if evaluated.writes:
-        _write_results(evaluated, data, data_config, checkpoint, other, plain)
+        _write_results(evaluated, data, data_config, checkpoint, bootstrap, other, plain)
     return 100 * float(evaluated.scores["mBIoU"])
 
 
@@ -129,6 +130,7 @@ def _write_results(
     data: SegmentationDataModule,
     data_config: dict[str, Any],
     checkpoint: Checkpoint | None,
+    bootstrap: Bootstrap,
     other: Evaluation | None,
     plain: dict[str, Any],
 ) -> None:
@@ -138,17 +140,17 @@ def _write_results(
         "data": str(data_config["root"]),
         "split": split,
     }
-    bootstrap = Bootstrap(**plain["bootstrap"], seed=plain["seed"])
     findings = find_out(
         facts, data.taxonomy, evaluated.metrics, evaluated.scores, evaluated.images, bootstrap, other
     )
+    write_tables(folder, findings)
     published = None
     if is_mass13k(data_config):
         published = published_scores(
             findings.intervals, split, len(findings.images.names), *_method(checkpoint)
         )
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     table = class_table(evaluated.scores, names)
     console.print(render(without_curve(table), f"{evaluated.subject} on {data_config['root']} ({split})"))
     console.print(interval_line(findings))
@@ -157,13 +159,24 @@ def _write_results(
         console.print(published.note)
     if findings.comparison is not None:
         console.print(*comparison_tables(findings.comparison, names), sep="\n")
-    write_tables(folder, findings)
     console.print(f"tables: {folder / 'scores.csv'}, images.csv and scores.json beside it")
     if plain["report"] is not None:
         assert evaluated.predictions is not None
         page = folder / "report.html"
         write_page(page, findings, data.source(split), evaluated.predictions, published, **plain["report"])
         console.print(f"report: {page}")
+
+
+def _bootstrap(plain: dict[str, Any]) -> Bootstrap:
+    """What intervals are drawn with, checked: they come after hours of work."""
+    samples, level, seed = plain["bootstrap"]["samples"], plain["bootstrap"]["level"], plain["seed"]
+    if not isinstance(samples, int) or samples < 1:
+        raise UserError(f"bootstrap.samples={samples}: give a whole number of resamples, at least 1")
+    if not isinstance(level, int | float) or not 0 < level < 1:
+        raise UserError(f"bootstrap.level={level}: give a share between 0 and 1, such as 0.95")
+    if not isinstance(seed, int) or seed < 0:
+        raise UserError(f"seed={seed}: give a whole number, at least 0")
+    return Bootstrap(samples, level, seed)
 
 
 def _method(checkpoint: Checkpoint | None) -> tuple[str, str]:

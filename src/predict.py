@@ -51,7 +51,7 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     Raises:
         UserError: nothing can be predicted as configured; raised before any work is done.
     """
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     source, folder = _folders(config)
     precision = config["precision"]
     if precision not in _PRECISIONS:
@@ -75,9 +75,13 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     if todo:
         inference = config["inference"]
         enlarge_to = _enlarge_to(inference["enlarge_to"], checkpoint)
-        predictor = _predictor(
-            load_network(checkpoint).to(device), inference, enlarge_to, _PRECISIONS[precision]
-        )
+        network = load_network(checkpoint).to(device)
+        if "edges" in plan.kinds and not _predicts_edges(network):
+            raise UserError(
+                f"outputs={list(plan.kinds)}: the network of {checkpoint.path} predicts no edges; leave edges out"
+            )
+        predictor = _predictor(network, inference, enlarge_to, _PRECISIONS[precision])
+        del network
         del checkpoint  # its tensors are copied, and would lie in memory beside the photos
         failures = _predict_all(todo, plan, predictor, console)
     for photo, reason in failures.items():
@@ -97,7 +101,11 @@ def _predict_all(
             sizes[job.photo] = photo_size(job.photo)
         except (PhotoError, OSError) as error:
             failures[job.photo] = str(error)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+    )
     with Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=console) as progress:
         pixels = {photo: height * width for photo, (height, width) in sizes.items()}
         task = progress.add_task("", total=sum(pixels.values()))
@@ -247,9 +255,15 @@ def _predictor(
         raise UserError(str(error)) from error
 
 
+@torch.inference_mode()
+def _predicts_edges(network: Any) -> bool:
+    probe = torch.zeros((3, 64, 64), dtype=torch.uint8, device=next(network.parameters()).device)
+    return network.pixel_features(network.normalise(probe)[None]).edge_logits is not None
+
+
 def _plan(config: dict[str, Any], checkpoint: Checkpoint) -> OutputPlan:
     classes = checkpoint.classes
-    chosen = tuple(classes) if config["classes"] is None else tuple(config["classes"])
+    chosen = tuple(dict.fromkeys(classes if config["classes"] is None else config["classes"]))
     if unknown := [name for name in chosen if name not in classes]:
         raise UserError(f"classes={unknown}: {checkpoint.path} knows {', '.join(classes)}")
     kinds = tuple(dict.fromkeys(config["outputs"]))

@@ -44,7 +44,7 @@ def prepare(config: DictConfig) -> dict[str, str]:
     Raises:
         UserError: nothing can be converted as configured, or the disk is full.
     """
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     plain = to_plain(config)
     folder = _output(plain)
     data: SegmentationDataModule = build(config.data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -208,6 +209,10 @@ def test_predictions_that_do_not_fit_are_named(run, predictions: Path, change, m
         (["checkpoint=some.ckpt"], "either checkpoint=<file> or predictions="),
         (["compare=missing.json"], "missing.json: no such file"),
         (["data.root=/no/such/folder"], "no such folder"),
+        (["bootstrap.level=95"], "give a share between 0 and 1"),
+        (["bootstrap.samples=0"], "at least 1"),
+        (["bootstrap.samples=20.5"], "whole number of resamples"),
+        (["seed=-1"], "seed=-1: give a whole number"),
         (["metrics.tolerance=wide"], "'wide' is no tolerance; give pixels"),
     ],
 )
@@ -216,6 +221,24 @@ def test_requests_that_cannot_be_met_are_refused_before_any_work(
 ) -> None:
     with pytest.raises(UserError, match=message):
         run(*overrides)
+
+
+def test_names_and_paths_are_printed_and_written_as_they_are(
+    run, scenes: Path, predictions: Path, tmp_path: Path, capsys
+) -> None:
+    moved = tmp_path / "data [val] [/x]"
+    shutil.copytree(scenes, moved)
+    first = min(predictions.iterdir()).stem
+    odd = os.fsdecode(b"K\xfcste")  # as in an old archive: no UTF-8
+    for place in (moved / "images/val", moved / "annotations/val", predictions):
+        for path in place.glob(first + ".*"):
+            path.rename(path.with_stem(odd))
+    run(f"data.root='{moved}'")
+    assert str(moved) in capsys.readouterr().out
+    with (tmp_path / "run/images.csv").open() as file:
+        assert r"K\udcfcste" in [row["image"] for row in csv.DictReader(file)]
+    assert r"K\udcfcste" in (tmp_path / "run/report.html").read_text()
+    assert odd in json.loads((tmp_path / "run/scores.json").read_text())["per_image"]
 
 
 def test_predictions_need_labels(predictions: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -232,6 +233,37 @@ def test_mistakes_are_told_before_any_work(
     with pytest.raises(UserError, match=words):
         run(*overrides)
     assert not list(tmp_path.glob("out/*/*"))
+
+
+def test_edges_are_refused_where_the_network_has_none(run: Any, tmp_path: Path) -> None:
+    config = to_plain(compose_config("train", ["experiment=ablation_lse", "model/size=nano", "run_dir=."]))
+    write(tmp_path / "plain.ckpt", config, build_network(config).state_dict())
+    with pytest.raises(UserError, match="predicts no edges"):
+        run(f"checkpoint={tmp_path / 'plain.ckpt'}", "outputs=[labels,edges]")
+    assert not list(tmp_path.glob("out/*/*"))
+
+
+def test_a_class_named_twice_counts_once(run: Any, photos: Path, tmp_path: Path, one_thread: None) -> None:
+    def alpha(classes: str) -> np.ndarray:
+        run(f"input={photos / 'b.png'}", "outputs=[cutouts]", classes, "overwrite=true")
+        return cv2.imread(str(tmp_path / "out/cutouts/b.png"), cv2.IMREAD_UNCHANGED)[..., 3]
+
+    assert np.array_equal(alpha("classes=[sky,sky]"), alpha("classes=[sky]"))
+
+
+def test_names_in_brackets_and_of_other_encodings_are_told_as_they_are(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    save_photo(folder / "a.jpg", 80, 90)
+    (folder / "a.jpg").rename(folder / os.fsdecode(b"K\xfcste.jpg"))
+    (folder / "b [edit].jpg").write_bytes(b"broken")
+    done = subprocess.run(
+        command(checkpoint, folder, tmp_path / "out"), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "b [edit].jpg" in done.stdout
+    assert "1 photos predicted, 1 failed" in done.stdout
 
 
 def test_photos_are_enlarged_as_the_checkpoint_was_evaluated(

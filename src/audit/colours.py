@@ -56,19 +56,21 @@ def foreign_palette(path: Path, ids: NDArray[np.intp], taxonomy: Taxonomy, class
     if palette is None:
         return None
     colours = np.array(palette, np.uint8).reshape(-1, 3)
-    known = {tuple(colour): index for index, colour in enumerate(taxonomy.colours.tolist())}
+    known: dict[tuple[int, ...], list[int]] = {}  # classes may share a colour
+    for index, colour in enumerate(taxonomy.colours.tolist()):
+        known.setdefault(tuple(colour), []).append(index)
     wrong = []
     for raw in ids[(ids < len(colours)) & (ids != IGNORE)].tolist():
         shown = known.get(tuple(colours[raw].tolist()))
         if shown is None:
             return None
-        if meaning(class_map, raw) != shown:
-            wrong.append(f"id {raw} in the colour of {taxonomy.names[shown]} ({shown})")
+        if meaning(class_map, raw) not in shown:
+            wrong.append(f"id {raw} in the colour of {taxonomy.names[shown[0]]} ({shown[0]})")
     return f"the palette shows {', '.join(wrong)}; save class ids instead of colours" if wrong else None
 
 
 def grey_picture(ids: NDArray[np.intp], taxonomy: Taxonomy) -> str | None:
-    """What to say about a map of the grey levels of class colours; None where other values occur.
+    """What to say about a map of the grey levels of class colours; None where other values occur, or none of them.
 
     Args:
         ids: that occur in it.
@@ -79,6 +81,8 @@ def grey_picture(ids: NDArray[np.intp], taxonomy: Taxonomy) -> str | None:
     if not set(ids.tolist()) <= greys.keys() | {0, IGNORE}:
         return None
     names = [f"{raw} is the grey of {greys[raw]}" for raw in ids.tolist() if raw and raw in greys]
+    if not names:
+        return None
     return f"grey levels of class colours instead of ids: {', '.join(names)}; save ids"
 
 

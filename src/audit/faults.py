@@ -146,11 +146,12 @@ def check_label(
         faults.append(("size mismatch", detail))
     ids = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
     unknown = [raw for raw in ids.tolist() if meaning(class_map, raw) is None]
-    if ids.tolist() == [0, IGNORE]:
+    ignores = meaning(class_map, IGNORE) == IGNORE  # or 255 is the id of a class
+    if ignores and ids.tolist() == [0, IGNORE]:
         share = 100 * float((label == IGNORE).mean())
         detail = f"only 0 and 255 ({share:.1f} % of the pixels); a 0/255 mask? Replace 255 by the object's class id"
         faults.append(("binary mask", detail))
-    elif ids.tolist() == [IGNORE]:
+    elif ignores and ids.tolist() == [IGNORE]:
         detail = "only 255, which ignores the whole photo; a 0/255 mask? Replace 255 by the object's class id"
         faults.append(("binary mask", detail))
     elif colours := foreign_palette(path, ids, taxonomy, class_map):

@@ -66,9 +66,9 @@ def grow_weights(
         raise CheckpointError(f"data.others={others} is no class of {checkpoint.path} ({', '.join(known)})")
     state = dict(checkpoint.state)
     rows: list[NewRow] = []
-    if new:
+    if list(classes) != known:
         start = others if others != "ignore" else "no object"
-        source = known.index(others) if others != "ignore" else len(known)
+        source = known.index(others) if new and others != "ignore" else len(known)
         order = [known.index(name) if name in known else source for name in classes]
         parts = {_HEAD + ".weight": [*order, len(known)], _HEAD + ".bias": [*order, len(known)]}
         if _PILOTS in state:
@@ -78,8 +78,9 @@ def grow_weights(
         for tensor, taken in parts.items():
             state[tensor] = state[tensor][taken]
             rows += [NewRow(tensor, list(classes).index(name), name, start) for name in new]
-        kept = list(classes).index(others) if others != "ignore" else len(classes)
-        _share(state[_HEAD + ".bias"], [classes.index(name) for name in new], kept)
+        if new:
+            kept = list(classes).index(others) if others != "ignore" else len(classes)
+            _share(state[_HEAD + ".bias"], [classes.index(name) for name in new], kept)
     check_fits(state, network.state_dict(), str(checkpoint.path))
     network.load_state_dict(state)
     return sorted(rows)

@@ -81,7 +81,9 @@ class CategoryReport(Callback):
                 path,
             )
             return
-        Console(soft_wrap=True, highlight=False).print(comparison_table(self.before, self.after))
+        Console(soft_wrap=True, highlight=False, markup=False).print(
+            comparison_table(self.before, self.after)
+        )
         write_comparison(path, self.before, self.after)
 
     def state_dict(self) -> dict[str, Any]:

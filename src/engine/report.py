@@ -24,7 +24,7 @@ def print_results(
         scores: of the validation after the last step, see ``SegmentationMetrics.compute``; None without one.
         untrained: of the network before training, for comparison.
     """
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     if scores is None:
         console.print("no validation after training, so no scores")
     else:

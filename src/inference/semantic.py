@@ -36,9 +36,9 @@ def telling_queries(classes: Tensor, epsilon: float) -> Tensor:
     Returns:
         indices, ascending; at least one.
     """
-    said, order = classes.double().sum(1).sort()
+    said, order = classes.cpu().double().sum(1).sort()  # Apple's GPUs have no float64
     count = int((said.cumsum(0) <= epsilon).sum())
-    return order[min(count, len(order) - 1) :].sort().values
+    return order[min(count, len(order) - 1) :].sort().values.to(classes.device)
 
 
 def semantic_scores(prediction: MaskPrediction, size: tuple[int, int]) -> Tensor:

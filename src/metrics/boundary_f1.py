@@ -76,7 +76,7 @@ def boundary_f1(
     recall = _matched_share(labelled, predicted, stride, limits)
     score = 2 * precision * recall / (precision + recall).clamp(min=torch.finfo(torch.float64).tiny)
     present = (predicted.counts + labelled.counts) > 0
-    return score.masked_fill(~present, math.nan).float()
+    return score.masked_fill(~present.cpu(), math.nan).float().to(label.device)
 
 
 def boundary_pixels(label: Tensor, num_classes: int, margin: int) -> BoundaryPixels:
@@ -153,7 +153,10 @@ def _first_not_below(ascending: Tensor, values: Tensor) -> Tensor:
 def _matched_share(
     query: BoundaryPixels, reference: BoundaryPixels, stride: int, limits: Sequence[int]
 ) -> Tensor:
-    """(T, K) float64 share of each class's query pixels within each squared limit; 0 without pixels."""
+    """(T, K) float64 share of each class's query pixels within each squared limit; 0 without pixels.
+
+    On the CPU, because Apple's GPUs have no float64.
+    """
     num_classes = len(query.counts)
     classes = torch.repeat_interleave(query.counts)
     # Without a reference pixel of the class nothing can match.
@@ -161,4 +164,4 @@ def _matched_share(
     classes = classes[searchable]
     squared = nearest_squared_distance(query.keys[searchable], reference.keys, stride, max(limits))
     matched = [torch.bincount(classes[squared <= limit], minlength=num_classes) for limit in limits]
-    return torch.stack(matched).double() / query.counts.clamp(min=1)
+    return torch.stack(matched).cpu().double() / query.counts.cpu().clamp(min=1)

@@ -63,9 +63,13 @@ class CategoryMetrics(nn.Module):
         self.names = tuple(names)
         self.known = tuple(name for name in names if name not in new_classes)
         options = {**options, "boundary_f1": False}
-        self.folded = SegmentationMetrics(len(self.known), **options)
         self.whole = SegmentationMetrics(len(self.names), **options)
         target = IGNORE if others == "ignore" else self.known.index(others)
+        if (
+            target == IGNORE
+        ):  # outlines of new objects lie in ignored regions then, and are nobody's boundaries
+            options["ignore_boundaries"] = False
+        self.folded = SegmentationMetrics(len(self.known), **options)
         table = [self.known.index(name) if name in self.known else target for name in self.names]
         table += [IGNORE] * (IGNORE + 1 - len(table))
         self.register_buffer("table", torch.tensor(table, dtype=torch.uint8), persistent=False)

@@ -35,7 +35,8 @@ class Areas(NamedTuple):
     @property
     def iou(self) -> Tensor:
         """(K,) float32 intersection over union, 0..1; nan for a class that is in neither map."""
-        return (self.intersection.double() / self.union.double()).float()
+        exact = self.intersection.cpu().double() / self.union.cpu().double()  # Apple's GPUs have no float64
+        return exact.float().to(self.union.device)
 
 
 def region_areas(confusion: Tensor) -> Areas:

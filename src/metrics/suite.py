@@ -69,7 +69,7 @@ def score_image(
     Args:
         prediction: (H, W) integer class ids 0..K-1.
         label: (H, W) integers, 0..K-1 or 255.
-        num_classes: K, at most 127.
+        num_classes: K, at most 254.
         tolerances: of boundary F1; none leaves it out.
         boundary_ratio: width of BIoU's boundaries as a share of the image's diagonal.
         ignore_boundaries: BIoU's convention for ignored regions, see `overlap.count_overlap`.
@@ -111,7 +111,7 @@ class SegmentationMetrics(Metric):
     """IoU, boundary IoU and boundary F1 over a set of images and over processes.
 
     Args:
-        num_classes: K, at most 127.
+        num_classes: K, at most 254.
         tolerance: BF1's distance, in pixels, or as a share of the diagonal such as ``"0.75%"``.
         boundary_f1: whether to compute BF1, which takes most of the time.
         boundary_ratio: width of BIoU's boundaries as a share of the image's diagonal.

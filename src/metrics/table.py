@@ -95,7 +95,8 @@ def write_csv(path: Path, table: ScoreTable) -> None:
     writer.writerow([table.corner, *table.columns])
     for name, scores in table.rows:
         writer.writerow([name, *("" if math.isnan(score) else f"{score:.6f}" for score in scores)])
-    write_atomically(path, text.getvalue().encode())
+    # names of files may hold bytes that are no UTF-8
+    write_atomically(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, table: ScoreTable, **facts: Any) -> None:

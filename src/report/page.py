@@ -104,7 +104,7 @@ def write_report(path: Path, report: Report) -> None:
         scatter=_complexity_chart(report.images),
         trend=_rank_correlation(report.images),
     )
-    write_atomically(path, page.encode())
+    write_atomically(path, page.encode(errors="backslashreplace"))
 
 
 def render_page(template: str, **content: Any) -> str:

@@ -114,6 +114,25 @@ def test_a_mask_of_0_and_255_is_not_taken_for_ids(dataset) -> None:
     assert "ignores the whole photo" in only(dataset, "binary mask").detail
 
 
+def test_255_may_be_the_id_of_a_class(dataset) -> None:
+    path = dataset.label("train", 0)
+    mask = np.zeros(read(path).shape, np.uint8)
+    mask[: mask.shape[0] // 4] = 255
+    Image.fromarray(mask).save(path)
+    known = data_config(dataset.overrides).get("class_map") or {index: index for index in range(7)}
+    data = {**data_config(dataset.overrides), "class_map": {**known, 255: "person"}}
+    assert validate(data, workers=1)[0] == []
+
+
+def test_a_0_that_the_map_forgot_is_no_grey(dataset) -> None:
+    path = dataset.label("train", 0)
+    Image.fromarray(np.zeros_like(read(path))).save(path)
+    data = {**data_config(dataset.overrides), "class_map": dict.fromkeys(range(1, 7), "person")}
+    mine = [fault for fault in validate(data, workers=1)[0] if fault.file == path]
+    assert [fault.kind for fault in mine] == ["unknown ids"]
+    assert "0 (" in mine[0].detail
+
+
 def test_what_stands_alone_is_found(dataset) -> None:
     dataset.label("train", 0).unlink()
     alone = dataset.image("val", 1)

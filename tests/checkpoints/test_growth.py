@@ -89,6 +89,18 @@ def test_a_checkpoint_that_has_the_classes_already_is_loaded_as_it_is(tmp_path):
         assert torch.equal(tensor, network.state_dict()[name])
 
 
+def test_rows_follow_the_names_of_their_classes_where_nothing_is_new(checkpoint, experiment):
+    network = network_of(experiment, "seed=1")[1]
+    assert grow_weights(network, checkpoint, GROWN[6::-1], "background") == []
+    for part in ("weight", "bias"):
+        found, before = network.state_dict()[HEAD + part], checkpoint.state[HEAD + part]
+        assert torch.equal(found[:7], before[:7].flip(0))
+        assert torch.equal(found[7], before[7])
+    if network.piloting is not None:
+        found = network.state_dict()["piloting.class_embedding.weight"]
+        assert torch.equal(found, checkpoint.state["piloting.class_embedding.weight"].flip(0))
+
+
 def test_without_others_a_new_row_starts_from_no_object(checkpoint, grown):
     rows = grow_weights(grown, checkpoint, GROWN, "ignore")
     weight, old = grown.state_dict()[HEAD + "weight"], checkpoint.state[HEAD + "weight"]

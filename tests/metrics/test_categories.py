@@ -84,6 +84,16 @@ def test_objects_that_used_to_be_ignored_stay_out_of_the_known_scores():
     assert found["person"] == found["sky"] == 1
 
 
+def test_outlines_of_objects_that_used_to_be_ignored_are_nobodys_boundaries():
+    label = torch.ones(360, 480, dtype=torch.uint8)
+    label[200:] = 2
+    for left in range(20, 460, 60):
+        label[100:140, left : left + 30] = 3
+    known = scored((label, label), others="ignore").known["BIoU"]
+    assert math.isnan(known["others"])
+    assert known["person"] == known["sky"] == 1
+
+
 def test_a_second_evaluation_starts_from_nothing():
     metrics = CategoryMetrics(NAMES, ["car"], "others")
     label = maps(1, 4)
