@@ -7,6 +7,9 @@ import tempfile
 import threading
 from pathlib import Path
 
+TEMPORARY = ".unfinished-"
+"""How names of files begin while they are written: their own may be as long as names can be already."""
+
 _UMASK = threading.Lock()
 
 
@@ -26,7 +29,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         content: all of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

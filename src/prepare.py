@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from src.data.datamodule import SPLITS, SegmentationDataModule
 from src.data.folder import DatasetError, Pair
 from src.data.store.convert import convert_split, verify_split
 from src.data.store.jpegtran import find_jpegtran
+from src.data.store.manifest import FILE, Manifest
 from src.data.store.shards import INDEX, write_shards
 from src.errors import UserError, explained
 
@@ -56,6 +57,10 @@ def prepare(config: DictConfig) -> dict[str, str]:
     for split, pairs in splits.items():
         if plain["format"] == "litdata" and (folder / split / INDEX).exists():
             console.print(f"{split}: packed already; delete {folder / split} to pack it again")
+            failures |= {
+                f"{split}/{name}": reason for name, reason in _outdated(folder / split, pairs).items()
+            }
+            shutil.rmtree(entries / split, ignore_errors=True)
             continue
         with _bar(console, f"{split}: converting", len(pairs)) as advance:
             result = convert_split(pairs, entries / split, data.class_map, workers, advance)
@@ -69,11 +74,16 @@ def prepare(config: DictConfig) -> dict[str, str]:
             with _bar(console, f"{split}: verifying", max(1, round(share * listed))) as advance:
                 wrong = verify_split(pairs, entries / split, share, workers, advance)
             failures |= {f"{split}/{name}": reason for name, reason in wrong.items()}
-        if plain["format"] == "litdata":
+            if wrong and plain["format"] == "litdata":
+                console.print(f"{split}: not packed, because verified entries are wrong")
+                continue
+        if plain["format"] == "litdata" and result.manifest.entries:
             with _bar(console, f"{split}: packing", len(result.manifest.entries)) as advance:
                 write_shards(entries / split, folder / split, plain["shard_megabytes"], advance)
+            shutil.rmtree(entries / split)
     if entries != folder:
-        shutil.rmtree(entries, ignore_errors=True)
+        with suppress(OSError):  # entries of splits that are not packed stay
+            entries.rmdir()
     for name, reason in failures.items():
         console.print(f"failed: {name}: {reason}")
     console.print(f"{'finished with failures' if failures else 'finished'}: data.store={folder.resolve()}")
@@ -118,6 +128,22 @@ def _splits(
                     "choose another folder"
                 )
     return splits
+
+
+def _outdated(shards: Path, pairs: Sequence[Pair]) -> dict[str, str]:
+    """Photos that packed shards lack or have in another version, with the reason."""
+    if not (shards / FILE).exists():  # packed by an earlier version
+        return {}
+    manifest = Manifest.read(shards)
+    found = dict(manifest.failed)
+    for pair in pairs:
+        record = manifest.entries.get(pair.name)
+        if pair.name not in found and (record is None or not record.made_of(pair)):
+            change = "is new" if record is None else "or its label map has changed"
+            found[pair.name] = (
+                f"{pair.image} {change} since the split was packed; delete {shards} to pack it again"
+            )
+    return found
 
 
 @contextmanager

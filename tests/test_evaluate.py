@@ -230,7 +230,7 @@ def test_names_and_paths_are_printed_and_written_as_they_are(
     shutil.copytree(scenes, moved)
     first = min(predictions.iterdir()).stem
     odd = os.fsdecode(b"K\xfcste")  # as in an old archive: no UTF-8
-    for place in (moved / "images/val", moved / "annotations/val", predictions):
+    for place in (*moved.glob("*/val"), predictions):
         for path in place.glob(first + ".*"):
             path.rename(path.with_stem(odd))
     run(f"data.root='{moved}'")

@@ -91,6 +91,46 @@ def test_shards(root: Path, tmp_path: Path) -> None:
     assert run(root, tmp_path / "shards", "format=litdata") == {}  # packed already
 
 
+def test_shards_keep_account_of_what_they_lack(root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("litdata")
+    broken = root / "images/train/p2.jpg"
+    broken.write_bytes(broken.read_bytes()[:700])
+    first = run(root, tmp_path / "shards", "format=litdata")
+    assert list(first) == ["train/p2"]
+    assert run(root, tmp_path / "shards", "format=litdata") == first
+    shutil.copy(root / "images/train/p1.jpg", root / "images/train/p0.jpg")
+    for folder, suffix in (("images", "jpg"), ("annotations", "png")):
+        shutil.copy(root / folder / f"train/p1.{suffix}", root / folder / f"train/q.{suffix}")
+    later = run(root, tmp_path / "shards", "format=litdata")
+    assert sorted(later) == ["train/p0", "train/p2", "train/q"]
+    assert "changed since the split was packed" in later["train/p0"]
+    assert "is new" in later["train/q"]
+
+
+def test_a_split_without_one_good_photo_is_not_packed(root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("litdata")
+    for path in (root / "images/train").iterdir():
+        path.write_bytes(path.read_bytes()[:700])
+    assert len(run(root, tmp_path / "shards", "format=litdata")) == 3
+    assert not (tmp_path / "shards/train").exists()
+    assert (tmp_path / "shards/val/index.json").exists()
+
+
+def test_own_folders_may_lack_a_split_and_a_store_its_source(root: Path, tmp_path: Path) -> None:
+    folders = [
+        f"data.folders.{split}.{kind}={place}/{split}"
+        for split in ("train", "val", "test")
+        for kind, place in (("images", "images"), ("labels", "annotations"))
+    ]
+    own = [f"data.root={root}", "data=own", *folders]
+    assert prepare(compose_config("prepare", [*own, f"output={tmp_path / 'store'}"])) == {}
+    shutil.rmtree(root)
+    recipe = ["recipe.crop_size=64", f"data.store={tmp_path / 'store'}"]
+    data = build(compose_config("train", [*own, *recipe, "run_dir=."]).data)
+    data.setup("fit")
+    assert len(data.source("train")) == 3
+
+
 def program(root: Path, output: Path, path: str | None = None) -> subprocess.Popen[str]:
     command = [
         sys.executable,

@@ -182,6 +182,8 @@ def cut_image(photo: LabelledPhoto, size: tuple[int, int], window: Window) -> ND
 
 def _transposed(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(H, W) or (H, W, C) to (W, H) or (W, H, C)."""
+    if label.ndim == 3 and label.shape[2] > 4:  # OpenCV transposes pixels of some sizes only
+        return np.ascontiguousarray(label.swapaxes(0, 1))
     return cv2.transpose(label).astype(np.uint8, copy=False)
 
 

@@ -110,7 +110,7 @@ class SegmentationDataModule(LightningDataModule):
         self._root = Path(root).expanduser()
         self._folders = folders
         self._store = store
-        self._cache = cache_folder, cache_gigabytes
+        self._cache = None if cache_folder is None else str(Path(cache_folder).expanduser()), cache_gigabytes
         crop = RandomCrop(crop_size, tuple(scales), short_edge, max_long_edge, max_class_share)
         self._make_crop = self.crop_maker(crop, augment_here=augment_on == "worker")
         self._batch_size = batch_size
@@ -160,9 +160,9 @@ class SegmentationDataModule(LightningDataModule):
         return find_pairs(self._split_folders(split))
 
     def has_split(self, split: str) -> bool:
-        """Whether a split is configured or has a folder in the layout of the benchmark."""
+        """Whether a split has a folder, of those configured or in the layout of the benchmark."""
         if self._folders is not None:
-            return split in self._folders
+            return split in self._folders and any(folder.is_dir() for folder in self._split_folders(split))
         return any((self._root / name / split).is_dir() for name in (*IMAGE_FOLDERS, LABEL_FOLDER))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -224,12 +224,19 @@ class SegmentationDataModule(LightningDataModule):
             if training
             else WholePhotos(self._evaluation_limit, self._enlarge)
         )
-        return EntryLoader(
-            EntryStream(f"{place}/{split}", self.class_map, items, training, self._seed, *self._cache),
+        stream = EntryStream(f"{place}/{split}", self.class_map, items, training, self._seed, *self._cache)
+        loader = EntryLoader(
+            stream,
             batch_size=self._batch_size if training else 1,
             collate_fn=collate_crops if training else single,
             **self._loading(),
         )
+        if training and len(loader) == 0:
+            raise UserError(
+                f"{place}/{split}: its {stream.photos} photos do not fill one batch of {self._batch_size} crops for "
+                "every device and loader process: lower recipe.batch_size or num_workers"
+            )
+        return loader
 
     def _loading(self) -> dict[str, Any]:
         return {
@@ -260,4 +267,5 @@ class SegmentationDataModule(LightningDataModule):
                 f"data.folders.{split}.images and data.folders.{split}.labels"
             )
         folders = self._folders[split]
-        return SplitFolders(self._root / folders["images"], self._root / folders["labels"])
+        images, labels = (self._root / Path(folders[kind]).expanduser() for kind in ("images", "labels"))
+        return SplitFolders(images, labels)

@@ -114,7 +114,12 @@ def match_files(folders: SplitFolders) -> tuple[list[Pair], list[Path]]:
             listed(unused),
         )
     pairs = [Pair(stem, images[stem], labels[stem]) for stem in sorted(images.keys() & labels.keys())]
-    empty = [str(file) for pair in pairs for file in (pair.image, pair.label) if file.stat().st_size == 0]
+    files = [file for pair in pairs for file in (pair.image, pair.label)]
+    if lost := [str(file) for file in files if not file.exists()]:
+        raise DatasetError(
+            f"{len(lost)} files are links to nowhere: {listed(lost)}. Mend or delete the links."
+        )
+    empty = [str(file) for file in files if file.stat().st_size == 0]
     if empty:
         raise DatasetError(
             f"{len(empty)} files are empty (0 bytes): {listed(empty)}. Copy or download them again."

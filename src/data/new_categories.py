@@ -86,7 +86,10 @@ class NewCategoryData(SegmentationDataModule):
             raise UserError(f"data.others={others}: choose one of {', '.join(names[: -len(new)])}, or ignore")
         if supervision not in SUPERVISION:
             raise UserError(f"data.supervision={supervision}: choose {' or '.join(SUPERVISION)}")
-        whole_map = None if class_map is None else {**class_map, **(evaluation_class_map or {})}
+        whole_map = class_map
+        if evaluation_class_map is not None:  # without a class map ids are classes
+            own_ids: Mapping[int, int | str] = dict(enumerate(names))
+            whole_map = {**(own_ids if class_map is None else class_map), **evaluation_class_map}
         super().__init__(classes=classes, class_map=whole_map, **options)
         known = Taxonomy.from_mapping({name: classes[name] for name in names[: -len(new)]})
         self._training_map = ClassMap(known, class_map)

@@ -8,6 +8,7 @@ shorter or longer than one pass over the photos, so that validation can come at 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ import numpy as np
 from torch.utils.data import DataLoader, DistributedSampler
 
 from src.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class Draw(NamedTuple):
@@ -120,9 +123,19 @@ class ResumableLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, and how many of its batches training has consumed."""
-        return dict(self._position)
+        """Epoch, how many of its batches training has consumed, and crops of a batch on all devices."""
+        return self._position | {"crops": self._crops()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._resume = dict(state)
-        self._position = dict(state)
+        then = state.get("crops", self._crops())
+        if then != self._crops():
+            log.warning(
+                "a step's crops on all devices were %d and are %d now: the run goes on, with other crops",
+                then,
+                self._crops(),
+            )
+        self._resume = {key: state[key] for key in ("epoch", "batches")}
+        self._position = dict(self._resume)
+
+    def _crops(self) -> int:
+        return (self.batch_size or 0) * getattr(self.sampler, "num_replicas", 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from threading import get_ident
 from typing import Any
 from urllib.parse import urlparse
@@ -33,6 +34,7 @@ __all__ = ["CropItems", "EntryLoader", "EntryStream", "WholePhotos"]
 _CURE = "Pack the shards again: delete their folder and run src.prepare with format=litdata."
 RETRIES = 5  # of each request
 _TIMEOUT = 20  # seconds to connect, and between two pieces of an answer
+_KINDS = {"bytes", "int", "str"}  # LitData's names of what a sample consists of
 _UNREACHABLE = (OSError, RuntimeError, Boto3Error, BotoCoreError, ClientError)
 
 # (photo, epoch, number of the photo) -> item of a batch
@@ -119,8 +121,22 @@ class EntryStream(StreamingDataset):
                 storage_options={"config": config} if place.startswith("s3://") else {},
             )
             self.photos = len(self)
+        except StoreError:
+            raise
         except (*_UNREACHABLE, ValueError) as error:
             raise self._unreadable(error) from error
+
+    def _create_cache(self, *arguments: Any, **options: Any) -> Any:
+        """LitData's reader, of entries only: how the parts of a sample are read stands in the index, and one way
+        of LitData's is to unpickle them."""
+        cache = super()._create_cache(*arguments, **options)
+        kinds = set(cache._reader.config.data_format)
+        if not kinds <= _KINDS:
+            raise StoreError(
+                f"{self._place}: these shards hold samples of the kinds {', '.join(sorted(kinds))}, so they are not "
+                f"those of src.prepare. {_CURE}"
+            )
+        return cache
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue an epoch, also where shards or their cache lie elsewhere now."""
@@ -136,6 +152,8 @@ class EntryStream(StreamingDataset):
             sample = super().__getitem__(index)
         except _UNREACHABLE as error:
             raise self._unreadable(error) from error
+        if Path(sample["name"]).name != sample["name"]:  # predictions get it as their file name
+            raise StoreError(f"{self._place}: {sample['name']!r} is no name of a photo. {_CURE}")
         content = sample["entry"]  # bytes, or a view of the shard's: only what a window needs is copied
         name = f"{self._place}: {sample['name']}"
         entry = Entry(

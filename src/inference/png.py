@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from src.files import new_file_mode
+from src.files import TEMPORARY, new_file_mode
 
 Kind = Literal["gray", "palette", "rgb", "rgba"]
 _COLOUR_TYPES: dict[Kind, tuple[int, int]] = {
@@ -59,7 +59,7 @@ class PngWriter:
         self._written = 0
         self._deflate, self._pending = zlib.compressobj(level), bytearray()
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, self._temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        descriptor, self._temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
         self._file = os.fdopen(descriptor, "wb")
         self._file.write(b"\x89PNG\r\n\x1a\n")
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))

@@ -31,7 +31,7 @@ class ArrayPhoto:
 
     @property
     def size(self) -> tuple[int, int]:
-        return self.ids.shape  # type: ignore[return-value]
+        return self.ids.shape[:2]  # type: ignore[return-value]
 
     def label(self, window: Window) -> NDArray[np.uint8]:
         self._remember(window)
@@ -153,6 +153,18 @@ class TestCutting:
         np.testing.assert_allclose(
             cut_image(photo, scaled, window)[inner], whole[window.slices][inner], atol=1
         )
+
+    @pytest.mark.parametrize("channels", range(1, 13))
+    def test_label_maps_with_any_number_of_channels(self, channels: int) -> None:
+        ids = np.random.default_rng(0).integers(0, 255, (60, 80, channels), dtype=np.uint8)
+        photo = ArrayPhoto(noise_photo(60, 80).pixels, ids)
+        for scaled in ((42, 56), (120, 160)):
+            window = Window(3, 5, 30, 40)
+            found = cut_label(photo, scaled, window)
+            for channel in range(channels):
+                alone = ArrayPhoto(photo.pixels, photo.ids[..., channel])
+                expected = cut_label(alone, scaled, window)
+                np.testing.assert_array_equal(found.reshape(30, 40, -1)[..., channel], expected)
 
     def test_unscaled_windows_are_exact(self) -> None:
         photo = noise_photo(60, 80)

@@ -29,10 +29,11 @@ from src.data.folder import SplitFolders, find_pairs
 from src.data.store.convert import convert_split
 from src.data.store.entry import StoreError
 from src.data.store.shards import write_shards
+from src.errors import UserError
 from src.structures import CropBatch
 from src.train import train
 
-pytest.importorskip("litdata")
+BinaryWriter = pytest.importorskip("litdata.streaming.writer").BinaryWriter
 boto3 = pytest.importorskip("boto3")
 
 CLASSES = {"background": [0, 0, 0], "person": [255, 0, 0], "sky": [0, 0, 255]}
@@ -236,6 +237,44 @@ def test_damaged_shards_are_named(shards: Path, tmp_path: Path) -> None:
         StoreError, match=rf"{copy}/train: p\d\d: this store entry is damaged.*Pack the shards again"
     ):
         list(data.train_dataloader())
+
+
+def packed(folder: Path, samples: list[dict[str, Any]]) -> None:
+    writer = BinaryWriter(str(folder), chunk_bytes="1MB")
+    for number, sample in enumerate(samples):
+        writer.add_item(number, sample)
+    writer.done()
+    writer.merge(1)
+
+
+def test_shards_of_others_run_no_code(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "trapped"),)
+
+    for split in ("train", "val"):
+        sample = {"format": 2, "number": 0, "name": "a", "entry": Trap()}
+        packed(tmp_path / "shards" / split, [sample] * 4)
+    data = datamodule(str(tmp_path / "shards"), tmp_path / "cache")
+    for loader in (data.train_dataloader, data.val_dataloader):
+        with pytest.raises(StoreError, match=r"pickle.*not those of src.prepare"):
+            list(loader())
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_names_in_shards_are_names(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        sample = {"format": 2, "number": 0, "name": "../../a", "entry": b"x"}
+        packed(tmp_path / "shards" / split, [sample] * 4)
+    data = datamodule(str(tmp_path / "shards"), tmp_path / "cache")
+    with pytest.raises(StoreError, match=r"'\.\./\.\./a' is no name of a photo"):
+        list(data.val_dataloader())
+
+
+def test_an_epoch_without_a_batch_is_refused(shards: Path, tmp_path: Path) -> None:
+    data = datamodule(str(shards), tmp_path / "cache", batch_size=PHOTOS + 1)
+    with pytest.raises(UserError, match=f"its {PHOTOS} photos do not fill one batch"):
+        data.train_dataloader()
 
 
 def test_the_cache_is_bounded(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,3 +225,9 @@ def write_missing(root: Path) -> Path:
     for index in range(5):
         write(root / "pseudo_labels/train" / f"photo_{index}.png", np.zeros((40 + 2 * index, 56)))
     return root
+
+
+def test_evaluation_ids_need_no_class_map_beside_them(root: Path) -> None:
+    mapped = data(root, evaluation_class_map={13: "car"}).class_map
+    ids = np.array([[0, 1, 13, 255]], np.uint8)
+    assert mapped(ids, "")[0].tolist() == [0, 1, list(CLASSES | NEW).index("car"), IGNORE]

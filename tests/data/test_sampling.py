@@ -110,6 +110,16 @@ class TestResumableLoader:
         resumed.sampler.set_epoch(5)
         assert next(iter(resumed)).tolist() == [60, 61]
 
+    def test_other_numbers_of_devices_are_told(self, caplog: pytest.LogCaptureFixture) -> None:
+        state = loader(0).state_dict()
+        loader(0).load_state_dict(state)
+        assert not caplog.records
+        four = ResumableLoader(
+            Numbers(), batch_size=2, sampler=CropSampler(5, 12, 2, seed=0, rank=1, ranks=4)
+        )
+        four.load_state_dict(state)
+        assert "were 2 and are 8 now" in caplog.text
+
     def test_a_finished_epoch_is_not_repeated(self) -> None:
         finished = loader(0)
         assert len(list(finished)) == 6

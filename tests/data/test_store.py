@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import subprocess
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -410,6 +412,54 @@ def test_full_disk_stops_cleanly(pairs: list[Pair], tmp_path: Path, monkeypatch:
     assert make(pairs, tmp_path / "store").converted == 2
 
 
+def test_what_no_jpeg_can_hold_is_listed(pairs: list[Pair], tmp_path: Path) -> None:
+    Image.new("RGB", (66000, 2)).save(pairs[0].image, "PNG")
+    Image.new("L", (66000, 2)).save(pairs[0].label)
+    result = make(pairs, tmp_path / "store")
+    assert sorted(result.manifest.entries) == ["p1", "p2", "p3"]
+    assert "cannot be stored as a JPEG" in result.manifest.failed["p0"]
+
+
+def test_names_may_be_as_long_as_the_system_allows(pairs: list[Pair], tmp_path: Path) -> None:
+    name = "x" * 251
+    pair = Pair(name, pairs[0].image.with_stem(name), pairs[0].label.with_stem(name))
+    pairs[0].image.rename(pair.image)
+    pairs[0].label.rename(pair.label)
+    assert list(make([pair], tmp_path / "store").manifest.entries) == [name]
+
+
+def test_tables_and_tiles_larger_than_they_can_be_are_not_unpacked(
+    entry_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = zstandard.ZstdCompressor().compress(bytes(50_000_000))
+    for part in ("blocks", "mixed", "segments", "running", "tile"):
+        label, jpeg = regions(100, 150), entry_bytes[: entry_bytes.rindex(b"\xff\xd9") + 2]
+        with monkeypatch.context() as patch:
+            if part == "tile":
+                patch.setattr("src.data.store.entry.encode_tiles", lambda _: [bomb])
+            else:
+                read = Entry._read
+                place = Entry(reading(entry_bytes), len(entry_bytes), "x")._tables[part]
+
+                def swapped(
+                    entry: Entry, offset: int, length: int, read: Any = read, place: Any = place
+                ) -> bytes:
+                    return bomb if (offset, length) == place else read(entry, offset, length)
+
+                patch.setattr(Entry, "_read", swapped)
+            content = pack_entry(jpeg, 1, label, "lossless", {}) if part == "tile" else entry_bytes
+            tracemalloc.start()
+            with pytest.raises(StoreError, match=r"larger than it can be|does not hold 150x100 ids"):
+                everything(content)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert peak < 20_000_000, part
+
+
+def reading(content: bytes) -> Any:
+    return lambda offset, length: content[offset : offset + length]
+
+
 def test_unreadable_sources_are_listed(pairs: list[Pair], tmp_path: Path) -> None:
     pairs[0].image.unlink()
     pairs[1].label.unlink()
@@ -423,7 +473,7 @@ def test_unreadable_sources_are_listed(pairs: list[Pair], tmp_path: Path) -> Non
 def test_leftovers_of_killed_runs_are_removed(pairs: list[Pair], tmp_path: Path) -> None:
     store = tmp_path / "store"
     make(pairs[:2], store)
-    old, young, foreign = store / ".p2.jpg.x1", store / ".p3.jpg.y2", store / ".keep"
+    old, young, foreign = store / ".unfinished-x1", store / ".unfinished-y2", store / ".keep"
     for path in (old, young, foreign):
         path.write_bytes(b"half an entry")
     os.utime(old, (1, 1))

@@ -27,7 +27,7 @@ from src.data.store.jpegtran import add_restart_markers, find_jpegtran, with_ori
 from src.data.store.manifest import FILE, Fingerprint, Manifest, Record
 from src.data.store.restart_jpeg import JpegError, UnsuitableJpeg
 from src.errors import UserError
-from src.files import write_atomically
+from src.files import TEMPORARY, write_atomically
 from src.photos import PhotoError, photo_orientation, read_label, read_photo
 
 JPEG_QUALITY = (
@@ -145,10 +145,9 @@ def _remove_leftovers(folder: Path, before: float) -> None:
         folder: of the split in the store.
         before: seconds since the epoch; younger files may belong to a run beside this one.
     """
-    for pattern in (f".*{SUFFIX}.*", f".{FILE}.*"):
-        for path in folder.glob(pattern):
-            if path.stat().st_mtime < before:
-                path.unlink(missing_ok=True)
+    for path in folder.glob(f"{TEMPORARY}*"):
+        if path.stat().st_mtime < before:
+            path.unlink(missing_ok=True)
 
 
 def _existing(pair: Pair, path: Path, listed: Record | None) -> Record | None:
@@ -200,7 +199,12 @@ def _restart_jpeg(
             return with_orientation(jpeg, orientation), orientation, LOSSLESS
         except UnsuitableJpeg:
             pass  # such as CMYK: encoded like any other photo
-    encoded = simplejpeg.encode_jpeg(pixels, quality=JPEG_QUALITY, colorspace="RGB", colorsubsampling="444")
+    try:
+        encoded = simplejpeg.encode_jpeg(
+            pixels, quality=JPEG_QUALITY, colorspace="RGB", colorsubsampling="444"
+        )
+    except ValueError as error:  # a JPEG has at most 65500 pixels on a side
+        raise PhotoError(f"{path}: it cannot be stored as a JPEG ({error}). Cut it into parts.") from error
     return add_restart_markers(encoded, jpegtran), 1, f"jpeg {JPEG_QUALITY} 4:4:4"
 
 

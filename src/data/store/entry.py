@@ -224,8 +224,13 @@ class Entry:
     def _table(self, name: str) -> bytes:
         if name not in self._tables:
             raise self._damaged(f"it has no table {name!r}")
+        compressed = self._read(*self._tables[name])
+        blocks = -(-self.info.size[0] // 16) * -(-self.info.size[1] // 16)
+        most = {"blocks": blocks, "mixed": -(-blocks // 8)}.get(name, 4 * self._jpeg_bytes)
         try:
-            return zstandard.decompress(self._read(*self._tables[name]))
+            if not 0 <= zstandard.get_frame_parameters(compressed).content_size <= most:
+                raise self._damaged(f"table {name!r} is larger than it can be")
+            return zstandard.decompress(compressed)
         except zstandard.ZstdError as error:
             raise self._damaged(f"table {name!r}: {error}") from error
 

@@ -103,6 +103,8 @@ class LabelTiles:
         self, number: int, compressed: bytes | memoryview, shape: tuple[int, int]
     ) -> NDArray[np.uint8]:
         try:
+            if zstandard.get_frame_parameters(compressed).content_size != shape[0] * shape[1]:
+                raise ValueError(f"it does not hold {shape[1]}x{shape[0]} ids")
             ids = self._decompressor.decompress(compressed, max_output_size=shape[0] * shape[1])
             return np.frombuffer(ids, np.uint8).reshape(shape)
         except (zstandard.ZstdError, ValueError) as error:

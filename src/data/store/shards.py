@@ -25,7 +25,7 @@ def write_shards(entries: Path, folder: Path, megabytes: int, progress: Callable
 
     Args:
         entries: folder of the split in a store.
-        folder: of the shards; appears when all are written.
+        folder: of the shards; appears when all are written, with the manifest.
         megabytes: about how large a shard is.
         progress: called behind each entry.
 
@@ -37,7 +37,10 @@ def write_shards(entries: Path, folder: Path, megabytes: int, progress: Callable
         from litdata.streaming.writer import BinaryWriter
     except ImportError as error:
         raise UserError('LitData is not installed: pip install "massformer[streaming]"') from error
-    names = sorted(Manifest.read(entries).entries)
+    manifest = Manifest.read(entries)
+    names = sorted(manifest.entries)
+    if not names:
+        raise UserError(f"{folder}: there is no entry to pack")
     if folder.exists():
         raise UserError(f"{folder} exists already; delete it to pack the entries again")
     partial = folder.with_name(f".{folder.name}.partial")
@@ -53,6 +56,9 @@ def write_shards(entries: Path, folder: Path, megabytes: int, progress: Callable
                 progress(name)
             writer.done()
             writer.merge(1)
+            manifest.write(
+                partial
+            )  # LitData does not mind it; a later run sees what is missing or has changed
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
