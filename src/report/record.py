@@ -111,7 +111,7 @@ def image_records(scores: Mapping[str, ImageScores], complexity: Mapping[str, fl
         for part in ("intersection", "union")
     )
     curves = [one.f1 for one in ordered if one.f1 is not None]
-    f1 = np.stack([curve.double().cpu().numpy() for curve in curves]) if curves else None
+    f1 = np.stack([curve.cpu().double().numpy() for curve in curves]) if curves else None
     ipq = np.array([complexity[name] for name in names])
     return ImageRecords(names, intersection, union, boundary_intersection, boundary_union, f1, ipq)
 

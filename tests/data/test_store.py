@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import shutil
+import struct
 import subprocess
 import tracemalloc
 from pathlib import Path
@@ -31,6 +33,7 @@ from src.data.store import convert
 from src.data.store.convert import convert_split, verify_split
 from src.data.store.entry import Entry, StoreError, pack_entry
 from src.data.store.jpegtran import add_restart_markers, find_jpegtran, with_orientation
+from src.data.store.restart_jpeg import check
 from src.data.store.source import StoreSource
 from src.data.targets import boundary_map
 from src.errors import UserError, message_of
@@ -454,6 +457,16 @@ def test_tables_and_tiles_larger_than_they_can_be_are_not_unpacked(
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         assert peak < 20_000_000, part
+
+
+@pytest.mark.parametrize("size", [[100, 700], [0, 150], [-600, -600]])
+def test_a_size_that_the_tiles_do_not_make_is_refused(entry_bytes: bytes, size: list[int]) -> None:
+    length = int.from_bytes(entry_bytes[-4:], "little")
+    directory = json.loads(entry_bytes[-16 - length : -16])
+    changed = json.dumps(directory | {"size": size}, separators=(",", ":")).encode()
+    footer = struct.pack("<8sHHI", b"MaSSentr", 2, check(changed), len(changed))
+    with pytest.raises(StoreError, match="its label tiles are not those of"):
+        everything(entry_bytes[: -16 - length] + changed + footer)
 
 
 def reading(content: bytes) -> Any:

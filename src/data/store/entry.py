@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from src.data.preview import preview_blocks
 from src.data.source import Window
-from src.data.store.label_tiles import LabelError, LabelTiles, encode_tiles
+from src.data.store.label_tiles import LabelError, LabelTiles, encode_tiles, tile_count
 from src.data.store.restart_jpeg import (
     JpegError,
     Read,
@@ -175,6 +175,9 @@ class Entry:
             raise self._damaged(f"directory: {error}") from error
         if position != end:
             raise self._damaged("its parts do not add up")
+        size = self.info.size
+        if min(size) < 1 or len(self._tile_bytes) != tile_count(size) or min(self._tile_bytes) < 1:
+            raise self._damaged(f"its label tiles are not those of {size[1]}x{size[0]} pixels")
 
     def label(self, window: Window) -> NDArray[np.uint8]:
         """(height, width) uint8 raw ids under a window of the upright photo; raises ``StoreError``."""

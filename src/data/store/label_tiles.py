@@ -32,6 +32,11 @@ def encode_tiles(label: NDArray[np.uint8]) -> list[bytes]:
     ]
 
 
+def tile_count(size: tuple[int, int]) -> int:
+    """Tiles of a (H, W) label map."""
+    return -(-size[0] // TILE) * -(-size[1] // TILE)
+
+
 class LabelTiles:
     """Decodes windows of a label map; their tiles stay decoded as long as this object lives, as crops look twice.
 
