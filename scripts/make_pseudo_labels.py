@@ -121,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wanted = {
             name: chosen or name for name, _, chosen in (text.partition("=") for text in options.classes)
         }
+        if len(wanted) < len(options.classes):
+            raise UserError(f"--class {' '.join(options.classes)}: give each class once")
         if not options.photos.is_dir():
             raise UserError(f"{options.photos}: no such folder")
         photos = sorted(path for path in options.photos.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)

@@ -19,11 +19,15 @@ class UserError(ValueError):
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(go_on: bool = False) -> Iterator[None]:
     """End the program with the message of a ``UserError``, without a traceback, and exit code 1.
 
     An exit without a code counts as success; a framework that gives up its work that way (on a signal) must not.
     Names of files that hold bytes which are no UTF-8 are printed with escapes inside the block.
+
+    Args:
+        go_on: print the message, but leave it to the caller whether the program ends: one run of a sweep must not end
+            the others.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -36,6 +40,8 @@ def explained() -> Iterator[None]:
         raise
     except UserError as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
+        if go_on:
+            raise
         raise SystemExit(1) from None
 
 

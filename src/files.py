@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 TEMPORARY = ".unfinished-"
 """How names of files begin while they are written: their own may be as long as names can be already."""
@@ -22,17 +25,23 @@ def new_file_mode() -> int:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file under a temporary name in its folder, then rename it.
+    """Write a whole file, as ``atomic_file`` does."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that is written under a temporary name in its folder, and renamed when the block ends well.
 
     Args:
         path: the file; its folder is created, an existing file is replaced.
-        content: all of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            yield file
         os.chmod(temporary, new_file_mode())
         os.replace(temporary, path)
     except BaseException:

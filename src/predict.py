@@ -263,15 +263,20 @@ def _predicts_edges(network: Any) -> bool:
 
 def _plan(config: dict[str, Any], checkpoint: Checkpoint) -> OutputPlan:
     classes = checkpoint.classes
-    chosen = tuple(dict.fromkeys(classes if config["classes"] is None else config["classes"]))
+    chosen = tuple(classes) if config["classes"] is None else _listed(config["classes"])
     if unknown := [name for name in chosen if name not in classes]:
         raise UserError(f"classes={unknown}: {checkpoint.path} knows {', '.join(classes)}")
-    kinds = tuple(dict.fromkeys(config["outputs"]))
+    kinds = _listed(config["outputs"])
     if not kinds or (unknown := [kind for kind in kinds if kind not in KINDS]):
         raise UserError(f"outputs={list(kinds)}: choose from {', '.join(KINDS)}")
     if config["mask_bits"] not in (8, 16):
         raise UserError(f"mask_bits={config['mask_bits']}: choose 8 or 16")
     return OutputPlan(kinds, classes, chosen, config["mask_bits"])
+
+
+def _listed(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Several names, or one without brackets; each counts once."""
+    return (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
 
 
 def _device(name: str) -> torch.device:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import lightning
 import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -25,7 +27,7 @@ from src.checkpoints.growth import grow_weights
 from src.checkpoints.store import load_weights, read
 from src.config import CONFIG_DIR, build, to_plain
 from src.data.datamodule import SegmentationDataModule
-from src.engine.callbacks import LeanSteps
+from src.engine.callbacks import LeanSteps, WholeCheckpoints
 from src.engine.logging import quiet_lightning
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
@@ -38,6 +40,16 @@ log = logging.getLogger(__name__)
 
 # values of recipe.optimiser that come with the optimiser's state on resuming
 _RESTORED = ("lr", "weight_decay", "backbone_lr_factor", "offset_lr_factor")
+# other values that steps follow from
+_STEPS = (
+    "recipe.steps",
+    "recipe.num_points",
+    "recipe.ema_decay",
+    "recipe.optimiser.warmup_steps",
+    "recipe.optimiser.clip_norm",
+    "trainer.accumulate_grad_batches",
+    "trainer.precision",
+)
 # values of the data that crops follow from
 _STREAM = ("seed", "crop_size", "batch_size", "scales", "samples_per_epoch")
 
@@ -45,7 +57,7 @@ _STREAM = ("seed", "crop_size", "batch_size", "scales", "samples_per_epoch")
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
 def main(config: DictConfig) -> float | None:
     """Train as configured; returns the validation BIoU in percent, which sweepers may maximise."""
-    with explained():
+    with explained(go_on=HydraConfig.get().mode == RunMode.MULTIRUN):
         announce(config)
         return train(config)
 
@@ -156,7 +168,8 @@ def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
     callbacks: list[Callback] = [build(node) for node in config.callbacks.values() if node]
     if config.activation_checkpointing:
         callbacks.append(LeanSteps())
-    return build(config.trainer, logger=loggers, callbacks=[c for c in callbacks if c is not None])
+    kept = [callback for callback in callbacks if callback is not None]
+    return build(config.trainer, logger=loggers, callbacks=kept, plugins=[WholeCheckpoints()])
 
 
 @rank_zero_only
@@ -193,10 +206,29 @@ def _check_resumable(path: str, plain: dict[str, Any]) -> None:
             f"{path} goes on with its optimiser's state, which holds {values}. Give these values, or start a new run "
             "from its weights with init_from instead of resume."
         )
+    averaged, averages = (_value(found, "recipe.ema_decay") for found in (checkpoint.config, plain))
+    if "recipe" in checkpoint.config and (averaged is None) != (averages is None):
+        raise UserError(
+            f"{path} was trained with recipe.ema_decay={averaged} (not {averages}): averaged weights come beside the "
+            "trained ones. Give this value, or start a new run from its weights with init_from instead of resume."
+        )
+    for key in _STEPS:
+        then, value = _value(checkpoint.config, key), _value(plain, key)
+        if then is not None and then != value:
+            log.warning(
+                "%s was %s and is %s now: the run goes on, but not as it would have", key, then, value
+            )
     for key in _STREAM:
         then, value = checkpoint.config["data"].get(key), plain["data"].get(key)
         if then != value:
             log.warning("data.%s was %s and is %s now: the run goes on, with other crops", key, then, value)
+
+
+def _value(config: Any, key: str) -> Any:
+    """What stands at a.b.c in nested dictionaries; None where there is nothing."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config
 
 
 if __name__ == "__main__":

@@ -267,6 +267,14 @@ class TestPseudoLabels:
         assert set(np.unique(read_label(output / "car" / "b.png"))) == {0, 255}
         assert np.array_equal(read_label(output / "car" / "a.png"), soft)  # not made again
 
+    def test_a_class_is_given_once(
+        self, photos: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ["--model", str(archive), "--photos", str(photos), "--output", str(tmp_path / "out")]
+        with pytest.raises(SystemExit):
+            make_pseudo_labels([*arguments, "--class", "car=1", "--class", "car=2", "--trust-torchscript"])
+        assert "give each class once" in capsys.readouterr().err
+
     def test_torchscript_is_a_program_and_needs_trust(
         self,
         photos: Path,

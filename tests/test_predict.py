@@ -249,6 +249,7 @@ def test_a_class_named_twice_counts_once(run: Any, photos: Path, tmp_path: Path,
         return cv2.imread(str(tmp_path / "out/cutouts/b.png"), cv2.IMREAD_UNCHANGED)[..., 3]
 
     assert np.array_equal(alpha("classes=[sky,sky]"), alpha("classes=[sky]"))
+    assert np.array_equal(alpha("classes=sky"), alpha("classes=[sky]"))
 
 
 def test_names_in_brackets_and_of_other_encodings_are_told_as_they_are(

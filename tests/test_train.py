@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from src.config import build, compose_config
 from src.data.targets import boundary_map
+from src.engine.callbacks import WholeCheckpoints
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
 from src.errors import UserError, explained
@@ -475,6 +476,79 @@ def test_validation_counts_steps_not_batches(configure: Callable[..., DictConfig
     train(configure(*quiet, "trainer.accumulate_grad_batches=2", "recipe.val_every=2", steps=4))
     with (tmp_path / "run" / "metrics.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file) if row["val/mBIoU"]] == [1, 3]
+
+
+def test_checkpoints_lie_between_steps_also_after_a_resume(
+    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    save = WholeCheckpoints.save_checkpoint
+
+    def record(
+        self: WholeCheckpoints, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        saved.append(progress["current"]["completed"])
+        save(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", record)
+    quiet = ["callbacks.panels=null", "callbacks.early_look=null", "metrics.boundary_f1=false"]
+    accumulated = [*quiet, "trainer.accumulate_grad_batches=2", "recipe.save_every=1"]
+    train(configure(*accumulated, steps=1))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    train(configure(*accumulated, f"resume={last}", "recipe.val_every=2", run="resumed", steps=2))
+    assert saved
+    assert all(batches % 2 == 0 for batches in saved)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.ckpt"
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+    WholeCheckpoints().save_checkpoint({"step": 1}, path)
+    with pytest.raises(Exception, match="pickle"):
+        WholeCheckpoints().save_checkpoint(
+            {"step": 2, "weight": torch.zeros(1000), "broken": lambda: 0}, path
+        )
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_changes_that_a_resumed_run_feels_are_told(
+    configure: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    quiet = ["callbacks.panels=null", "callbacks.early_look=null", "metrics.boundary_f1=false"]
+    train(configure(*quiet, steps=1))
+    resume = f"resume={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"
+    with pytest.raises(UserError, match=r"recipe\.ema_decay=0\.98 \(not None\)"):
+        train(configure(*quiet, resume, "recipe.ema_decay=null", steps=2))
+    train(
+        configure(*quiet, resume, "recipe.optimiser.warmup_steps=1", "trainer.precision=bf16-mixed", steps=2)
+    )
+    for key, then, now in (
+        ("recipe.steps", "1", "2"),
+        ("recipe.optimiser.warmup_steps", "15", "1"),
+        ("trainer.precision", "32-true", "bf16-mixed"),
+    ):
+        assert f"{key} was {then} and is {now} now" in caplog.text
+
+
+@pytest.mark.slow
+def test_one_bad_run_does_not_end_a_sweep(scenes: Path, tmp_path: Path) -> None:
+    done = run_module(
+        "src.train",
+        "-m",
+        *TINY,
+        f"data.root={tmp_path / 'nowhere'},{scenes}",
+        "recipe.steps=1",
+        "recipe.val_every=1",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+        folder=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "nowhere" in done.stderr
+    assert (tmp_path / "sweep" / "1_massformer" / "scores.csv").is_file()
 
 
 def test_lost_weights_do_not_replace_a_checkpoint(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import io
 import pickle
 import re
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 from src.checkpoints.names import check_fits
 from src.errors import UserError
-from src.files import write_atomically
+from src.files import atomic_file
 
 PREFIX = "network."
 _BUILDABLE = "src.models."
@@ -158,9 +157,8 @@ def write(path: str | Path, config: Mapping[str, Any], state: Mapping[str, Tenso
 
 def write_file(path: str | Path, content: Mapping[str, Any]) -> None:
     """``torch.save`` that never leaves half a file behind."""
-    buffer = io.BytesIO()
-    torch.save(dict(content), buffer)
-    write_atomically(Path(path), buffer.getvalue())
+    with atomic_file(Path(path)) as file:
+        torch.save(dict(content), file)
 
 
 def _is_state_dict(state: Any) -> TypeGuard[dict[str, Tensor]]:

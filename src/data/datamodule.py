@@ -180,7 +180,15 @@ class SegmentationDataModule(LightningDataModule):
         return ResumableLoader(
             CropDataset(source, self._make_crop, self._seed),
             batch_size=self._batch_size,
-            sampler=CropSampler(len(source), samples, self._batch_size, self._seed, rank, ranks),
+            sampler=CropSampler(
+                len(source),
+                samples,
+                self._batch_size,
+                self._seed,
+                rank,
+                ranks,
+                1 if self.trainer is None else self.trainer.accumulate_grad_batches,
+            ),
             collate_fn=collate_crops,
             drop_last=True,
             **self._loading(),

@@ -41,22 +41,30 @@ class CropSampler(DistributedSampler):
         seed: of the permutations.
         rank: this process.
         ranks: number of processes.
+        accumulated: batches of a step; an epoch has whole steps.
 
     Raises:
-        ValueError: the epoch does not fill one global batch.
+        ValueError: the epoch does not fill one step.
     """
 
     def __init__(
-        self, photos: int, samples_per_epoch: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+        self,
+        photos: int,
+        samples_per_epoch: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        accumulated: int = 1,
     ) -> None:
         super().__init__(range(photos), num_replicas=ranks, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.photos = photos
         self.batch_size = batch_size
-        self.batches = samples_per_epoch // (batch_size * ranks)
+        self.batches = samples_per_epoch // (batch_size * ranks * accumulated) * accumulated
         self.first_batch = 0  # batches of the epoch that were consumed before a resume
         if self.batches == 0:
             raise UserError(
-                f"{samples_per_epoch} samples per epoch do not fill one batch of {batch_size} crops on "
+                f"{samples_per_epoch} samples per epoch do not fill {accumulated} batch(es) of {batch_size} crops on "
                 f"{ranks} device(s): lower the batch size or raise samples_per_epoch (it may exceed the "
                 "number of photos)"
             )

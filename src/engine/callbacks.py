@@ -12,11 +12,13 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import move_data_to_device
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from src.allocation import return_freed_memory
+from src.checkpoints.store import write_file
 from src.metrics.complexity import mean_complexity
 from src.metrics.suite import ImageScores, SegmentationMetrics
 from src.pictures import index_png, panel, write_image
@@ -28,8 +30,24 @@ def weight_averaging(decay: float | None) -> Callback | None:
     return None if decay is None else EMAWeightAveraging(decay=decay)
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that replace those before them only when they are whole.
+
+    Lightning writes to the system's folder for temporary files first, and copies from there over the checkpoint where
+    that is another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_file(path, checkpoint)
+
+
 class LastCheckpoint(ModelCheckpoint):
     """Keeps one checkpoint to resume from, of every ``every_n_train_steps``-th step and of the last one."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        # after a resume Lightning would save this step again behind its next batch, inside a step that accumulates
+        self._last_global_step_saved = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: CropBatch, batch_idx: int

@@ -35,6 +35,8 @@ def wandb_mode(timeout: float = 3.0) -> str:
     if chosen:
         return chosen
     settings = wandb.setup().settings
+    if settings.mode in ("offline", "disabled"):  # by "wandb offline" in this folder
+        return str(settings.mode)
     address = urlparse(settings.base_url)
     if not (settings.api_key or settings.identity_token_file or _has_netrc_key(address.netloc)):
         return "offline"

@@ -37,7 +37,8 @@ def print_results(
                 f"before training: mIoU {100 * untrained['mIoU']:.2f}, BIoU {100 * untrained['mBIoU']:.2f}; "
                 f"now: mIoU {100 * scores['mIoU']:.2f}, BIoU {100 * scores['mBIoU']:.2f}"
             )
-    panels = sorted((folder / "panels").glob("step_*/*.png"))
+    # of an earlier run in the same folder there may be some of later steps
+    panels = sorted((folder / "panels").glob("step_*/*.png"), key=lambda path: path.stat().st_mtime_ns)
     for checkpoint in (folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"):
         if checkpoint.is_file():
             console.print(f"checkpoint      {checkpoint}")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from src.data.sampling import CropSampler, Draw, EvaluationSampler, ResumableLoader
+from src.errors import UserError
 
 
 def epochs(sampler: CropSampler, count: int) -> list[list[Draw]]:
@@ -76,6 +77,13 @@ class TestEvaluationSampler:
     def test_more_ranks_than_photos(self) -> None:
         with pytest.raises(ValueError, match="3 devices cannot share 2"):
             EvaluationSampler(2, 0, 3)
+
+
+def test_an_epoch_has_whole_steps() -> None:
+    sampler = CropSampler(30, 30, 4, seed=0, accumulated=4)
+    assert sampler.batches == 4
+    with pytest.raises(UserError, match=r"do not fill 16 batch"):
+        CropSampler(30, 30, 4, seed=0, accumulated=16)
 
 
 class Numbers(Dataset[torch.Tensor]):

@@ -51,6 +51,16 @@ def test_offline_when_the_server_does_not_answer(
     assert "does not answer" in caplog.text
 
 
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_what_was_chosen_for_the_folder_counts(
+    server: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    write_key(tmp_path, server)
+    monkeypatch.setattr(wandb.setup().settings, "mode", mode)  # as "wandb offline" leaves it
+    with server:
+        assert wandb_mode() == mode
+
+
 def test_a_broken_file_is_no_key(server: socket.socket, tmp_path: Path) -> None:
     (tmp_path / "netrc").write_text("machine")
     with server:
