@@ -488,7 +488,7 @@ def test_checkpoints_lie_between_steps_also_after_a_resume(
         self: WholeCheckpoints, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        saved.append(progress["current"]["completed"])
+        saved.append(progress["current"]["processed"])
         save(self, checkpoint, path, storage_options)
 
     monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", record)

@@ -57,7 +57,7 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         # Not when training has ended: averaged weights have then taken the place of the trained ones.
         if trainer.global_step == trainer.max_steps and trainer.global_step % self._every_n_train_steps:
-            trainer.save_checkpoint(self.format_checkpoint_name({}))
+            trainer.save_checkpoint(self.format_checkpoint_name({}), weights_only=False)
 
 
 def _check_finite(module: nn.Module, step: int) -> None:
