@@ -64,8 +64,8 @@ class CropSampler(DistributedSampler):
         self.first_batch = 0  # batches of the epoch that were consumed before a resume
         if self.batches == 0:
             raise UserError(
-                f"{samples_per_epoch} samples per epoch do not fill {accumulated} batch(es) of {batch_size} crops on "
-                f"{ranks} device(s): lower the batch size or raise samples_per_epoch (it may exceed the "
+                f"{samples_per_epoch} samples per epoch do not fill one step: {accumulated} x a batch of {batch_size}"
+                f" crops on {ranks} device(s): lower the batch size or raise samples_per_epoch (it may exceed the "
                 "number of photos)"
             )
 

@@ -82,7 +82,7 @@ class TestEvaluationSampler:
 def test_an_epoch_has_whole_steps() -> None:
     sampler = CropSampler(30, 30, 4, seed=0, accumulated=4)
     assert sampler.batches == 4
-    with pytest.raises(UserError, match=r"do not fill 16 batch"):
+    with pytest.raises(UserError, match=r"do not fill one step: 16 x a batch of 4"):
         CropSampler(30, 30, 4, seed=0, accumulated=16)
 
 
