@@ -42,7 +42,7 @@ class TestCropSampler:
         self, photos: int, samples: int, batch: int, ranks: int, epoch: int
     ) -> None:
         if samples < batch * ranks:
-            with pytest.raises(ValueError, match="do not fill one batch"):
+            with pytest.raises(ValueError, match="do not fill one step"):
                 CropSampler(photos, samples, batch, seed=0, ranks=ranks)
             return
         alone = CropSampler(photos, samples, batch * ranks, seed=3)
