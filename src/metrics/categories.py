@@ -65,9 +65,8 @@ class CategoryMetrics(nn.Module):
         options = {**options, "boundary_f1": False}
         self.whole = SegmentationMetrics(len(self.names), **options)
         target = IGNORE if others == "ignore" else self.known.index(others)
-        if (
-            target == IGNORE
-        ):  # outlines of new objects lie in ignored regions then, and are nobody's boundaries
+        # outlines of new objects lie in ignored regions where they are ignored, and are nobody's boundaries
+        if target == IGNORE:
             options["ignore_boundaries"] = False
         self.folded = SegmentationMetrics(len(self.known), **options)
         table = [self.known.index(name) if name in self.known else target for name in self.names]

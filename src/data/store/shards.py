@@ -56,9 +56,8 @@ def write_shards(entries: Path, folder: Path, megabytes: int, progress: Callable
                 progress(name)
             writer.done()
             writer.merge(1)
-            manifest.write(
-                partial
-            )  # LitData does not mind it; a later run sees what is missing or has changed
+            # LitData does not mind it, and a later run sees what is missing or has changed
+            manifest.write(partial)
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
