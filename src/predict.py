@@ -87,7 +87,9 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     for photo, reason in failures.items():
         console.print(f"failed: {reason if str(photo) in reason else f'{photo}: {reason}'}")
     done = len(todo) - len(failures)
-    console.print(f"{done} photos predicted, {len(failures)} failed; results: {folder.resolve()}")
+    console.print(
+        f"{done} photo{'s' * (done != 1)} predicted, {len(failures)} failed; results: {folder.resolve()}"
+    )
     return failures
 
 

@@ -31,7 +31,8 @@ from src.engine.callbacks import LeanSteps, WholeCheckpoints
 from src.engine.logging import quiet_lightning
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
-from src.engine.report import print_results
+from src.engine.report import means_line, print_results
+from src.engine.sweep import print_sweep
 from src.errors import UserError, explained
 from src.models.recomputation import checkpoint_network
 from src.models.segmenter import count_parameters
@@ -57,9 +58,14 @@ _STREAM = ("seed", "crop_size", "batch_size", "scales", "samples_per_epoch")
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
 def main(config: DictConfig) -> float | None:
     """Train as configured; returns the validation BIoU in percent, which sweepers may maximise."""
-    with explained(go_on=HydraConfig.get().mode == RunMode.MULTIRUN):
+    sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
+    with explained(go_on=sweeps):
         announce(config)
-        return train(config)
+        try:
+            return train(config)
+        finally:
+            if sweeps:
+                print_sweep(Path(HydraConfig.get().sweep.dir))
 
 
 def train(config: DictConfig) -> float | None:
@@ -94,6 +100,8 @@ def train(config: DictConfig) -> float | None:
         if config.recipe.validate_first and not config.resume:
             trainer.validate(module, data, verbose=False)
             untrained = module.latest_scores
+            if untrained is not None:
+                log.info("before training: %s", means_line(untrained))
         trainer.fit(module, data, ckpt_path=config.resume, weights_only=True)
         wandb.finish()  # says what it has to say before the results
         if trainer.is_global_zero:

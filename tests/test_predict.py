@@ -264,7 +264,7 @@ def test_names_in_brackets_and_of_other_encodings_are_told_as_they_are(
     )
     assert done.returncode == 1, done.stderr
     assert "b [edit].jpg" in done.stdout
-    assert "1 photos predicted, 1 failed" in done.stdout
+    assert "1 photo predicted, 1 failed" in done.stdout
 
 
 def test_photos_are_enlarged_as_the_checkpoint_was_evaluated(

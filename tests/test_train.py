@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -250,6 +251,56 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
         assert torch.equal(state["exp_avg"], actual["optimizer_states"][0]["state"][index]["exp_avg"])
 
 
+def test_a_run_told_to_stop_loses_nothing(
+    configure: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    quiet = ["callbacks.panels=null", "callbacks.early_look=null", "metrics.boundary_f1=false"]
+    quiet += ["recipe.save_every=100"]
+    train(configure(*quiet, run="whole", steps=4))
+
+    def signal_comes(self: SegmentationModule, *_: object) -> None:
+        if self.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationModule, "on_before_zero_grad", signal_comes)
+        with pytest.raises(SystemExit), explained():
+            train(configure(*quiet, run="stopped", steps=4))
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    assert f"stopped behind step 2; the same command with resume={last} goes on from step 2" in caplog.text
+    train(configure(*quiet, f"resume={last}", run="resumed", steps=4))
+    states = [
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["current_model_state"]
+        for run in ("whole", "resumed")
+    ]
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+
+
+def test_a_run_that_fails_says_how_it_can_go_on(
+    configure: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def power_cut(self: SegmentationModule, *_: object) -> None:
+        if self.global_step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SegmentationModule, "on_train_batch_start", power_cut)
+    quiet = ["callbacks.panels=null", "callbacks.early_look=null", "metrics.boundary_f1=false"]
+    with pytest.raises(SystemExit):
+        train(configure(*quiet, "recipe.save_every=3", steps=4))
+    assert "stopped behind step 2; no checkpoint had been written yet (recipe.save_every is 3" in caplog.text
+    with pytest.raises(SystemExit):
+        train(configure(*quiet, "recipe.save_every=1", steps=4))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert f"resume={last} goes on from step 2" in caplog.text
+
+
 @pytest.mark.slow
 def test_overfitting_one_crop_drives_the_loss_below_a_tenth(configure: Callable[..., DictConfig]) -> None:
     config = configure(
@@ -303,6 +354,12 @@ def test_a_sweep_makes_one_run_for_every_rung(scenes: Path, tmp_path: Path) -> N
         ).is_file()
         assert (folder / "scores.csv").is_file()
         assert len(list(folder.glob("wandb/offline-run-*/*.wandb"))) == 1
+    with (tmp_path / "sweep" / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run"] for row in rows] == [f"{i}: experiment={rung}" for i, rung in enumerate(rungs)]
+    scores = json.loads((tmp_path / "sweep" / "4_ablation_egf" / "scores.json").read_text())
+    assert float(rows[4]["mBIoU"]) == pytest.approx(scores["class"]["mean"]["BIoU"], abs=1e-6)
+    assert "4: experiment=ablation_egf" in done.stdout
 
 
 @pytest.mark.slow
@@ -550,6 +607,9 @@ def test_one_bad_run_does_not_end_a_sweep(scenes: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "nowhere" in done.stderr
     assert (tmp_path / "sweep" / "1_massformer" / "scores.csv").is_file()
+    failed, done_run = (tmp_path / "sweep" / "sweep.csv").read_text().splitlines()[1:]
+    assert failed == f"0: data.root={tmp_path / 'nowhere'},,,"
+    assert done_run.startswith(f"1: data.root={scenes},0.")
 
 
 def test_lost_weights_do_not_replace_a_checkpoint(

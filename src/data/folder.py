@@ -212,7 +212,11 @@ def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
 def files_by_stem(folder: Path, suffixes: frozenset[str], kind: str) -> dict[str, Path]:
     """The visible files of a folder by stem; ``DatasetError`` when there are none or a stem occurs twice."""
     if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder. Point data.root or data.folders at the {kind}s.")
+        raise DatasetError(
+            f"{folder}: no such folder. A photo and its label map have the same stem in two folders, as in "
+            f"photos/train/a.jpg and labels/train/a.png: point data.root at the folder of both, or data.folders at "
+            f"each (data.folders.train.images=<folder>, data.folders.train.labels=<folder>)."
+        )
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for file in _files(folder, suffixes):
         by_stem[file.stem].append(file)

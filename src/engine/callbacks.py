@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from src.metrics.suite import ImageScores, SegmentationMetrics
 from src.pictures import index_png, panel, write_image
 from src.structures import CropBatch, LabelledImage
 
+log = logging.getLogger(__name__)
+
 
 def weight_averaging(decay: float | None) -> Callback | None:
     """Moving average of weights and buffers for validation and checkpoints; None without a decay."""
@@ -42,7 +45,10 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps one checkpoint to resume from, of every ``every_n_train_steps``-th step and of the last one."""
+    """Keeps one checkpoint to resume from: of every ``every_n_train_steps``-th step, and of the last one.
+
+    The last one also on SIGTERM, where there is one process.
+    """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -56,8 +62,38 @@ class LastCheckpoint(ModelCheckpoint):
             _check_finite(pl_module, trainer.global_step)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         # Not when training has ended: averaged weights have then taken the place of the trained ones.
-        if trainer.global_step == trainer.max_steps and trainer.global_step % self._every_n_train_steps:
-            trainer.save_checkpoint(self.format_checkpoint_name({}), weights_only=False)
+        ends = trainer.global_step == trainer.max_steps or self._is_told_to_stop(trainer, batch_idx)
+        if ends and trainer.global_step != self._last_global_step_saved:
+            self._save_checkpoint(trainer, self.format_checkpoint_name({}))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say how the run can go on."""
+        super().on_exception(trainer, pl_module, exception)
+        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        path, step = Path(self.format_checkpoint_name({})), self._last_global_step_saved
+        if step and path.is_file():
+            log.warning(
+                "stopped behind step %d; the same command with resume=%s goes on from step %d",
+                trainer.global_step,
+                path,
+                step,
+            )
+        else:
+            log.warning(
+                "stopped behind step %d; no checkpoint had been written yet (recipe.save_every is %d steps)",
+                trainer.global_step,
+                self._every_n_train_steps,
+            )
+
+    @staticmethod
+    def _is_told_to_stop(trainer: Trainer, batch_idx: int) -> bool:
+        """Whether SIGTERM has come, as clusters send before they end a job, and this batch ends a step.
+
+        Not with several processes: they may hear of it at different steps, and one would wait for the others.
+        """
+        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        return trainer.received_sigterm and between_steps and trainer.world_size == 1
 
 
 def _check_finite(module: nn.Module, step: int) -> None:

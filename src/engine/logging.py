@@ -25,6 +25,8 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    # a resumed run has a folder of its own, and looks for its best step there
+    warnings.filterwarnings("ignore", message=".*The dirpath has changed from.*")
     # norms with frozen statistics, by recipe
     warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
 

@@ -33,10 +33,7 @@ def print_results(
         write_csv(folder / "scores.csv", table)
         write_json(folder / "scores.json", table, split="val", images=int(scores["images"]))
         if untrained is not None:
-            console.print(
-                f"before training: mIoU {100 * untrained['mIoU']:.2f}, BIoU {100 * untrained['mBIoU']:.2f}; "
-                f"now: mIoU {100 * scores['mIoU']:.2f}, BIoU {100 * scores['mBIoU']:.2f}"
-            )
+            console.print(f"before training: {means_line(untrained)}; now: {means_line(scores)}")
     # of an earlier run in the same folder there may be some of later steps
     panels = sorted((folder / "panels").glob("step_*/*.png"), key=lambda path: path.stat().st_mtime_ns)
     for checkpoint in (folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"):
@@ -48,3 +45,8 @@ def print_results(
     console.print(f"training curve  {folder / 'metrics.csv'}")
     if panels:
         console.print(f"predictions     {panels[-1].parent} ({panels[-1].name} and others)")
+
+
+def means_line(scores: Mapping[str, Tensor]) -> str:
+    """The means of scores 0..1 in percent, on one line."""
+    return f"mIoU {100 * scores['mIoU']:.2f}, BIoU {100 * scores['mBIoU']:.2f}"
