@@ -203,3 +203,10 @@ def test_every_configuration_is_plain_after_resolution():
 
     for experiment in EXPERIMENTS:
         check(to_plain(compose(f"experiment={experiment}")))
+
+
+def test_small_photos_bring_scales_that_can_still_be_chosen() -> None:
+    assert min(compose_config("train", ["data=synthetic"]).data.scales) == 0.5
+    for data in ("camvid", "camvid_car"):
+        assert list(compose_config("train", [f"data={data}"]).data.scales) == [0.75, 1.0, 1.25, 1.5]
+        assert list(compose_config("train", [f"data={data}", "recipe.scales=[2]"]).data.scales) == [2]
