@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import nn
 
 from src.checkpoints.store import Checkpoint, load_network, read
 from src.config import build, data_config
@@ -27,13 +28,20 @@ from src.inference import predict_labels
 from src.metrics.categories import CategoryMetrics, CategoryScores
 
 
-def score(checkpoint: Checkpoint, data: NewCategoryData, split: str, others: str) -> CategoryScores:
-    """Scores of a checkpoint whose classes are among those of the data."""
-    names = data.taxonomy.names
-    if unknown := [name for name in checkpoint.classes if name not in names]:
+def checked_network(checkpoint: Checkpoint, data: NewCategoryData) -> nn.Module:
+    """The network of a checkpoint whose classes are among those of the data."""
+    if unknown := [name for name in checkpoint.classes if name not in data.taxonomy.names]:
         raise UserError(f"{checkpoint.path} predicts {', '.join(unknown)}, which the data does not have")
+    return load_network(checkpoint)
+
+
+def score(
+    checkpoint: Checkpoint, network: nn.Module, data: NewCategoryData, split: str, others: str
+) -> CategoryScores:
+    """Scores of a checkpoint's network."""
+    names = data.taxonomy.names
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = load_network(checkpoint).to(device)
+    network = network.to(device)
     ids = torch.tensor([names.index(name) for name in checkpoint.classes], dtype=torch.uint8, device=device)
     metrics = CategoryMetrics(names, data.new_classes, others).to(device)
     loader: Any = data.val_dataloader() if split == "val" else data.test_dataloader()
@@ -64,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError("the data has no new_classes; give data=<choice> with new classes")
         data: Any = build_data(after.config) if chosen is None else build(chosen)
         data.setup("validate" if options.split == "val" else "test")
-        found = [score(checkpoint, data, options.split, config["others"]) for checkpoint in (before, after)]
+        # both are checked before the first is scored
+        networks = [(checkpoint, checked_network(checkpoint, data)) for checkpoint in (before, after)]
+        found = [score(*pair, data, options.split, config["others"]) for pair in networks]
         Console(soft_wrap=True, highlight=False, markup=False).print(comparison_table(*found))
         if options.output is not None:
             write_comparison(options.output, *found)

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -25,6 +26,7 @@ from src.checkpoints.formats import FORMATS, Format
 from src.checkpoints.names import NameTableError, check_fits
 from src.config import CONFIG_DIR, compose_config, to_plain
 from src.errors import UserError, explained
+from src.files import write_atomically
 
 CLASS_HEAD = "transformer_decoder.class_head.weight"
 NUM_MASS13K_CLASSES = 7
@@ -67,7 +69,8 @@ def import_checkpoint(source: Path, target: Path, form: Format, classes: str | N
 def export_checkpoint(source: Path, target: Path, form: Format) -> int:
     """Turn a checkpoint of this project into another program's; returns the number of tensors.
 
-    Class names and colours go where mmengine looks for them.
+    A file that ends in ``.safetensors`` holds the tensors alone. In others class names and colours go where mmengine
+    looks for them.
 
     Raises:
         CheckpointError: unreadable file. NameTableError: the other program has no such network.
@@ -76,6 +79,9 @@ def export_checkpoint(source: Path, target: Path, form: Format) -> int:
     theirs = form.to_theirs(checkpoint.state)
     expected = network_config(form.overrides(checkpoint.state), len(checkpoint.classes))
     check_fits(checkpoint.state, store.build_network(expected).state_dict(), str(source))
+    if target.suffix == ".safetensors":  # what Hugging Face reads: tensors and nothing else
+        write_atomically(target, safetensors.torch.save(theirs, metadata={"format": "pt"}))
+        return len(theirs)
     names, colours = tuple(checkpoint.classes), [list(colour) for colour in checkpoint.classes.values()]
     store.write_file(
         target, {"meta": {"dataset_meta": {"classes": names, "palette": colours}}, "state_dict": theirs}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from src.audit.layout import draw_missing_scenes, existing_splits
+from src.audit.layout import class_maps, draw_missing_scenes, existing_splits
 from src.audit.parallel import map_files
 from src.audit.statistics import (
     PUBLISHED_MIPQ,
@@ -55,12 +56,13 @@ def describe(
             f"{output} lies in the dataset {root}, which stays as it is; give --output another folder"
         )
     taxonomy = Taxonomy.from_mapping(data["classes"])
-    class_map = ClassMap(taxonomy, data.get("class_map"))
+    maps = class_maps(data)
     pairs = {split: find_pairs(folders) for split, folders in existing_splits(data).items()}
     everything = [pair for found in pairs.values() for pair in found]
+    of_pair = [maps[split] for split, found in pairs.items() for _ in found]
     labels = map_files(
-        partial(measure_label, class_map=class_map, num_classes=taxonomy.num_classes),
-        [pair.label for pair in everything],
+        partial(_measure, num_classes=taxonomy.num_classes),
+        list(zip(everything, of_pair, strict=True)),
         workers,
         "measuring label maps",
     )
@@ -80,25 +82,35 @@ def describe(
         splits=splits,
         whole=list(splits.values())[-1],
         published=PUBLISHED_MIPQ,
-        examples=_most_complex(everything, labels, taxonomy, class_map, examples),
+        examples=_most_complex(everything, labels, taxonomy, of_pair, examples),
     )
-    write_atomically(output / "dataset.html", page.encode())
+    # names of files may hold bytes that are no UTF-8
+    write_atomically(output / "dataset.html", page.encode(errors="backslashreplace"))
     return splits
+
+
+def _measure(task: tuple[Pair, ClassMap], num_classes: int) -> LabelStatistics:
+    pair, class_map = task
+    return measure_label(pair.label, class_map=class_map, num_classes=num_classes)
 
 
 def _most_complex(
     pairs: Sequence[Pair],
     labels: Sequence[LabelStatistics],
     taxonomy: Taxonomy,
-    class_map: ClassMap,
+    class_maps: Sequence[ClassMap],
     count: int,
 ) -> list[Example]:
+    """Those of the photos that can be read; others are named and left out."""
     complexity = np.array([label.complexity for label in labels])
     order = [index for index in np.argsort(-complexity, kind="stable") if not np.isnan(complexity[index])]
     shown = []
     for index in order[:count]:
         facts = f"mean complexity of its masks {complexity[index]:.1f}"
-        shown.append(photo_and_label(pairs[index], class_map, taxonomy.colours, facts))
+        try:
+            shown.append(photo_and_label(pairs[index], class_maps[index], taxonomy.colours, facts))
+        except UserError as error:
+            print(f"not shown: {error}", file=sys.stderr)
     return shown
 
 

@@ -16,6 +16,7 @@ What is drawn depends on ``--seed`` and the file's name alone. Output: index PNG
 from __future__ import annotations
 
 import argparse
+import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,13 +85,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"{options.labels}: no such folder")
         if options.output.resolve() == options.labels.resolve():
             raise UserError(f"--output is the folder of the true labels, {options.labels}; choose another")
-        files = sorted(path for path in options.labels.iterdir() if path.suffix.lower() in LABEL_SUFFIXES)
+        if not 1 <= options.value <= 254:
+            raise UserError(f"--value {options.value}: an id in label maps is a number from 1 to 254")
+        files = sorted(
+            path
+            for path in options.labels.iterdir()
+            if path.suffix.lower() in LABEL_SUFFIXES and not path.name.startswith(".")
+        )
         if not files:
             raise UserError(f"{options.labels}: no PNG in this folder")
         shared = either = 0
         for path in track(files, "degrading", transient=True):
             mask = read_label(path) == options.id
-            rng = np.random.default_rng([options.seed, zlib.crc32(path.stem.encode())])
+            rng = np.random.default_rng([options.seed, zlib.crc32(os.fsencode(path.stem))])
             degraded = degrade(mask, rng, options.missed, options.tolerance, options.noise, options.bias)
             shared += int((mask & degraded).sum())
             either += int((mask | degraded).sum())

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import track
 
 from src.checkpoints.store import load_network, read
+from src.engine.stored_data import enlarged_size
 from src.errors import UserError, explained
 from src.files import write_atomically
 from src.inference import Predictor
@@ -43,7 +44,9 @@ def checkpoint_scorer(path: Path, names: Sequence[str]) -> Scorer:
     if unknown := [name for name in names if name not in classes]:
         raise UserError(f"{path} has no class {', '.join(unknown)}; it knows {', '.join(classes)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = Predictor(load_network(checkpoint).to(device))
+    predictor = Predictor(
+        load_network(checkpoint).to(device), enlarge_to=enlarged_size("checkpoint", checkpoint)
+    )
     chosen = [classes.index(name) for name in names]
 
     def score(photo: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -125,7 +128,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--class {' '.join(options.classes)}: give each class once")
         if not options.photos.is_dir():
             raise UserError(f"{options.photos}: no such folder")
-        photos = sorted(path for path in options.photos.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
+        photos = sorted(
+            path
+            for path in options.photos.iterdir()
+            if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".")
+        )
         if not photos:
             raise UserError(
                 f"{options.photos}: no photo in this folder ({', '.join(sorted(PHOTO_SUFFIXES))})"

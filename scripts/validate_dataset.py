@@ -21,8 +21,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from src.audit.faults import Fault, check_photo, find_leaks, match_files
-from src.audit.layout import draw_missing_scenes, existing_splits
+from src.audit.faults import Fault, PhotoCheck, Task, check_photo, find_leaks, match_files
+from src.audit.layout import absent_splits, class_maps, draw_missing_scenes, existing_splits
 from src.audit.parallel import map_files
 from src.config import data_config
 from src.data.classes import ClassMap, Taxonomy
@@ -37,21 +37,29 @@ def validate(data: dict[str, object], workers: int) -> tuple[list[Fault], dict[s
         workers: processes.
     """
     taxonomy = Taxonomy.from_mapping(data["classes"])  # type: ignore[arg-type]
-    class_map = ClassMap(taxonomy, data.get("class_map"))  # type: ignore[arg-type]
+    maps = class_maps(data)
     tasks, faults, photos = [], [], {}
+    for split, folders in absent_splits(data).items():
+        detail = f"no such folder, nor {folders.labels}"
+        faults.append(Fault("missing pair", split, folders.images, detail))
     for split, folders in existing_splits(data).items():
         found, unmatched = match_files(split, folders)
         tasks += found
         faults += unmatched
         photos[split] = len(found)
     checks = map_files(
-        partial(check_photo, taxonomy=taxonomy, class_map=class_map),
-        tasks,
+        partial(_check, taxonomy=taxonomy),
+        [(task, maps[task.split]) for task in tasks],
         workers,
         "reading photos and labels",
     )
     faults += [fault for check in checks for fault in check.faults]
     return faults + find_leaks(tasks, checks), photos
+
+
+def _check(task: tuple[Task, ClassMap], taxonomy: Taxonomy) -> PhotoCheck:
+    photo, class_map = task
+    return check_photo(photo, taxonomy=taxonomy, class_map=class_map)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

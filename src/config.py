@@ -63,3 +63,13 @@ def build(node: Any, **arguments: Any) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
+
+
+def sweep_jobs(folder: Path) -> list[tuple[int, Path, tuple[str, ...]]]:
+    """Number, folder and overrides of the jobs of a Hydra sweep that have begun; none where Hydra keeps no record."""
+    found = []
+    for overrides in folder.glob("**/.hydra/overrides.yaml"):
+        job = OmegaConf.load(overrides.with_name("hydra.yaml")).hydra.job
+        if not OmegaConf.is_missing(job, "num"):  # of a run that was started again by itself
+            found.append((int(job.num), overrides.parent.parent, tuple(map(str, OmegaConf.load(overrides)))))
+    return found

@@ -30,7 +30,7 @@ from src.report.comparison import check_comparable
 from src.report.console import comparison_tables, interval_line, published_table
 from src.report.predictions import Measured, find_predictions, score_predictions
 from src.report.record import Evaluation, read_record
-from src.report.results import Bootstrap, find_out, metric_settings, write_page, write_tables
+from src.report.results import Bootstrap, compared, find_out, metric_settings, write_page, write_tables
 
 
 class Evaluated(NamedTuple):
@@ -87,7 +87,8 @@ def evaluate(config: DictConfig) -> float:
         data.source(config.split)  # what cannot be opened is told before any work
     if other is not None:  # told now, not after hours of work
         settings = metric_settings(SegmentationMetrics(data.num_classes, **plain["metrics"]))
-        check_comparable(data.source(config.split).names, data.taxonomy.names, settings, other)
+        names = other.images.names if data.is_streamed(config.split) else data.source(config.split).names
+        check_comparable(names, data.taxonomy.names, settings, other)
     if checkpoint is not None:
         evaluated = _evaluate_checkpoint(checkpoint, data, config, plain)
     else:
@@ -141,9 +142,12 @@ def _write_results(
         "split": split,
     }
     findings = find_out(
-        facts, data.taxonomy, evaluated.metrics, evaluated.scores, evaluated.images, bootstrap, other
+        facts, data.taxonomy, evaluated.metrics, evaluated.scores, evaluated.images, bootstrap
     )
     write_tables(folder, findings)
+    if other is not None:  # may find that the labels differ, which must not cost the scores
+        findings = compared(findings, other)
+        write_tables(folder, findings)
     published = None
     if is_mass13k(data_config):
         published = published_scores(

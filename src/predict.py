@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.checkpoints.store import Checkpoint, load_network, read
 from src.config import CONFIG_DIR, to_plain
+from src.engine.stored_data import enlarged_size
 from src.errors import UserError, explained
 from src.inference.outputs import KINDS, OutputPlan, PhotoFiles
 from src.inference.predictor import Predictor
@@ -74,7 +75,7 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     failures: dict[Path, str] = {}
     if todo:
         inference = config["inference"]
-        enlarge_to = _enlarge_to(inference["enlarge_to"], checkpoint)
+        enlarge_to = enlarged_size(inference["enlarge_to"], checkpoint)
         network = load_network(checkpoint).to(device)
         if "edges" in plan.kinds and not _predicts_edges(network):
             raise UserError(
@@ -220,18 +221,6 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"output={folder} cannot be written: {error.strerror}") from error
-
-
-def _enlarge_to(choice: Sequence[int] | str | None, checkpoint: Checkpoint) -> tuple[int, int] | None:
-    """The size that smaller photos are brought to; "checkpoint" is the one that it was evaluated at."""
-    if choice == "checkpoint":
-        data = checkpoint.config["data"]
-        choice = data.get("evaluation_limit", (4096, 3072)) if data.get("enlarge") else None
-    if choice is None:
-        return None
-    if isinstance(choice, str) or len(choice) != 2 or not all(isinstance(edge, int) for edge in choice):
-        raise UserError(f"inference.enlarge_to={choice}: give two edge lengths, checkpoint or null")
-    return int(choice[0]), int(choice[1])
 
 
 def _predictor(

@@ -25,14 +25,14 @@ from torch import nn
 
 from src.checkpoints.growth import grow_weights
 from src.checkpoints.store import load_weights, read
-from src.config import CONFIG_DIR, build, to_plain
+from src.config import CONFIG_DIR, build, sweep_jobs, to_plain
 from src.data.datamodule import SegmentationDataModule
 from src.engine.callbacks import LeanSteps, WholeCheckpoints
 from src.engine.logging import quiet_lightning
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
 from src.engine.report import means_line, print_results
-from src.engine.sweep import print_sweep
+from src.engine.sweep import SweepRun, print_sweep
 from src.errors import UserError, explained
 from src.models.recomputation import checkpoint_network
 from src.models.segmenter import count_parameters
@@ -65,7 +65,7 @@ def main(config: DictConfig) -> float | None:
             return train(config)
         finally:
             if sweeps:
-                print_sweep(Path(HydraConfig.get().sweep.dir))
+                _show_sweep(Path(HydraConfig.get().sweep.dir))
 
 
 def train(config: DictConfig) -> float | None:
@@ -111,6 +111,15 @@ def train(config: DictConfig) -> float | None:
         return None if score is None else float(score)
     finally:
         wandb.finish()  # or the next job of a sweep would join this run
+
+
+@rank_zero_only
+def _show_sweep(folder: Path) -> None:
+    """The table of the runs so far; what goes wrong with it must not spoil a run that has succeeded."""
+    try:
+        print_sweep(folder, [SweepRun(*job) for job in sweep_jobs(folder)])
+    except Exception as error:
+        log.warning("no table of the sweep: %s", error)
 
 
 def announce(config: DictConfig) -> None:
@@ -182,13 +191,16 @@ def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
 
 @rank_zero_only
 def _keep_metrics(folder: Path) -> None:
-    """Give the metrics of an earlier run in the same folder another name; Lightning's logger would delete them."""
-    metrics = folder / "metrics.csv"
-    if metrics.exists():
-        earlier = (folder / f"metrics_{number}.csv" for number in itertools.count(1))
-        kept = next(path for path in earlier if not path.exists())
-        metrics.rename(kept)
-        log.info("the metrics of the run before are in %s", kept)
+    """Give the metrics and scores of an earlier run in the same folder other names.
+
+    Lightning's logger would delete the metrics, and the scores would be taken for this run's until it has its own.
+    """
+    for metrics in (folder / "metrics.csv", folder / "scores.csv", folder / "scores.json"):
+        if metrics.exists():
+            earlier = (metrics.with_stem(f"{metrics.stem}_{number}") for number in itertools.count(1))
+            kept = next(path for path in earlier if not path.exists())
+            metrics.rename(kept)
+            log.info("the %s of the run before are in %s", metrics.stem, kept)
 
 
 def _check_resumable(path: str, plain: dict[str, Any]) -> None:

@@ -150,6 +150,17 @@ def test_what_does_not_compare_is_told_before_any_work(run, tmp_path: Path, monk
         run(compare)
 
 
+def test_other_labels_do_not_cost_the_scores(run, tmp_path: Path) -> None:
+    run(f"run_dir={tmp_path / 'other'}", "report=null")
+    record = json.loads((tmp_path / "other" / "scores.json").read_text())
+    for entry in record["per_image"].values():
+        entry["mask_complexity"] = 1e6
+    (tmp_path / "other" / "scores.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="other label maps"):
+        run(f"compare={tmp_path / 'other' / 'scores.json'}")
+    assert json.loads((tmp_path / "run" / "scores.json").read_text())["class"]["mean"]
+
+
 def test_one_photo_without_a_label_scores_nothing_and_says_so(
     predictions: Path, tmp_path: Path, capsys
 ) -> None:

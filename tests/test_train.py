@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,26 +252,28 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
         assert torch.equal(state["exp_avg"], actual["optimizer_states"][0]["state"][index]["exp_avg"])
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
 def test_a_run_told_to_stop_loses_nothing(
     configure: Callable[..., DictConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    accumulated: int,
 ) -> None:
     quiet = ["callbacks.panels=null", "callbacks.early_look=null", "metrics.boundary_f1=false"]
-    quiet += ["recipe.save_every=100"]
+    quiet += ["recipe.save_every=100", f"trainer.accumulate_grad_batches={accumulated}"]
     train(configure(*quiet, run="whole", steps=4))
 
     def signal_comes(self: SegmentationModule, *_: object) -> None:
-        if self.global_step == 1:
+        if self.global_step == 1:  # with accumulation, in the first batch of the step
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SegmentationModule, "on_before_zero_grad", signal_comes)
+        patch.setattr(SegmentationModule, "on_before_backward", signal_comes)
         with pytest.raises(SystemExit), explained():
             train(configure(*quiet, run="stopped", steps=4))
     last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
-    assert f"stopped behind step 2; the same command with resume={last} goes on from step 2" in caplog.text
+    assert f"with resume={last} added to its overrides the run goes on from step 2" in caplog.text
     train(configure(*quiet, f"resume={last}", run="resumed", steps=4))
     states = [
         torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["current_model_state"]
@@ -298,7 +301,7 @@ def test_a_run_that_fails_says_how_it_can_go_on(
     with pytest.raises(SystemExit):
         train(configure(*quiet, "recipe.save_every=1", steps=4))
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert f"resume={last} goes on from step 2" in caplog.text
+    assert f"with resume={last} added to its overrides the run goes on from step 2" in caplog.text
 
 
 @pytest.mark.slow
@@ -664,3 +667,38 @@ def test_unfinite_losses_are_named(
     monkeypatch.setattr("src.losses.criterion.edge_loss", lambda logits, _: logits.mean() * float("nan"))
     with pytest.raises(FloatingPointError, match=r"step 0: loss_edge not finite"):
         train(configure())
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_leaves_a_checkpoint(scenes: Path, tmp_path: Path) -> None:
+    overrides = [o for o in TINY if not o.startswith("num_workers")]
+    process = subprocess.Popen(
+        [
+            *(
+                sys.executable,
+                "-m",
+                "src.train",
+                *overrides,
+                f"data.root={scenes}",
+                f"run_dir={tmp_path / 'run'}",
+            ),
+            *("num_workers=1", "recipe.steps=10000", "recipe.val_every=10000", "recipe.save_every=10000"),
+            f"hydra.run.dir={tmp_path / 'run'}",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = tmp_path / "run" / "metrics.csv"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and metrics.read_text().count("\n") > 3:
+            break
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 143, errors[-3000:]
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] > 2

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from src.data.classes import ClassMap, Taxonomy
 from src.data.folder import IMAGE_FOLDERS, LABEL_FOLDER, SplitFolders, benchmark_folders
-from src.data.synthetic import write_synthetic_dataset
+from src.data.new_categories import NewCategoryData
+from src.data.synthetic import holds_scenes, write_synthetic_dataset
 from src.errors import UserError
 from src.photos import PHOTO_SUFFIXES
 
 SPLITS = ("train", "val", "test")
+
+log = logging.getLogger(__name__)
 
 
 def draw_missing_scenes(data: Mapping[str, Any]) -> None:
@@ -21,9 +26,50 @@ def draw_missing_scenes(data: Mapping[str, Any]) -> None:
         data: configuration of a dataset, plain values.
     """
     root = Path(data["root"]).expanduser()
-    if data.get("synthetic") and not root.exists():
-        ids = {name: index for index, name in enumerate(data["classes"])}
+    if not data.get("synthetic"):
+        return
+    ids = {name: index for index, name in enumerate(data["classes"])}
+    if not root.exists():
         write_synthetic_dataset(root, class_ids=ids, **data["synthetic"])
+    elif not holds_scenes(root, class_ids=ids, **data["synthetic"]):
+        log.warning(
+            "%s holds other scenes than data.synthetic asks for, or not all of them; they are looked at as they are. "
+            "Give data.root=<new folder> to draw those",
+            root,
+        )
+
+
+def class_maps(data: Mapping[str, Any]) -> dict[str, ClassMap]:
+    """What ids in the label maps of each split mean, as training and evaluation read them."""
+    taxonomy = Taxonomy.from_mapping(data["classes"])
+    training = whole = ClassMap(taxonomy, data.get("class_map"))
+    if data.get("new_classes"):  # as NewCategoryData: precise training labels do not have them
+        new = NewCategoryData.training_and_whole_map(
+            data["classes"], data["new_classes"], data.get("class_map"), data.get("evaluation_class_map")
+        )
+        training, whole = new if data.get("supervision", "pseudo") == "pseudo" else (new[1], new[1])
+    return {
+        split: training if split == "train" else whole for split in (*SPLITS, *(data.get("folders") or ()))
+    }
+
+
+def absent_splits(data: Mapping[str, Any]) -> dict[str, SplitFolders]:
+    """Configured splits that training needs and of which neither folder is there."""
+    configured = _configured(data)
+    return {
+        split: folders
+        for split, folders in configured.items()
+        if split in ("train", "val") and not (folders.images.is_dir() or folders.labels.is_dir())
+    }
+
+
+def _configured(data: Mapping[str, Any]) -> dict[str, SplitFolders]:
+    """Splits whose folders the configuration names."""
+    root = Path(data["root"]).expanduser()
+    return {
+        split: SplitFolders(*(root / Path(folders[kind]).expanduser() for kind in ("images", "labels")))
+        for split, folders in (data.get("folders") or {}).items()
+    }
 
 
 def existing_splits(data: Mapping[str, Any]) -> dict[str, SplitFolders]:
@@ -37,10 +83,7 @@ def existing_splits(data: Mapping[str, Any]) -> dict[str, SplitFolders]:
     """
     root = Path(data["root"]).expanduser()
     if data.get("folders"):
-        configured = {
-            split: SplitFolders(root / folders["images"], root / folders["labels"])
-            for split, folders in data["folders"].items()
-        }
+        configured = _configured(data)
     else:
         configured = {split: _benchmark_split(root, split) for split in SPLITS}
     found = {

@@ -38,13 +38,22 @@ class Taxonomy:
         """Build from an ordered mapping of name to RGB colour, as the configuration holds it.
 
         Raises:
-            ValueError: no class, more than 254, or a colour that is not three numbers from 0 to 255.
+            ValueError: no class, more than 254, a name that is no text or "mean", or a colour that is not three
+                numbers from 0 to 255.
         """
         if not 1 <= len(classes) < IGNORE:
             raise UserError(
                 f"the taxonomy has {len(classes)} classes; 1 to {IGNORE - 1} fit 8-bit label maps"
             )
         for name, colour in classes.items():
+            if not isinstance(name, str) or not name:
+                raise UserError(
+                    f"class {name!r}: a name is text; put it in quotes, where YAML reads a number or a truth value"
+                )
+            if name == "mean":
+                raise UserError(
+                    "a class named mean would be taken for the mean of the classes; choose another name"
+                )
             if len(colour) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in colour):
                 raise UserError(
                     f"class {name!r}: colour {list(colour)} is not [red, green, blue], each 0 to 255"

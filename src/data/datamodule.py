@@ -139,7 +139,7 @@ class SegmentationDataModule(LightningDataModule):
             StoreError: the store is unfinished, of a newer version, or the files it was made of have changed.
         """
         for split in _STAGES[stage]:
-            if split not in self._sources and not self._is_streamed(split):
+            if split not in self._sources and not self.is_streamed(split):
                 self._sources[split] = self._source(split)
 
     def source(self, split: str) -> PhotoSource:
@@ -148,7 +148,7 @@ class SegmentationDataModule(LightningDataModule):
         Raises:
             UserError: the split is streamed, which gives its photos in passing only.
         """
-        if self._is_streamed(split):
+        if self.is_streamed(split):
             raise UserError(
                 f"data.store={self._store} is streamed, so its photos cannot be opened one by one; evaluate with "
                 "report=null, or from the files themselves with data.store=null"
@@ -172,7 +172,7 @@ class SegmentationDataModule(LightningDataModule):
         return augmented(batch) if isinstance(batch, RawCropBatch) else batch
 
     def train_dataloader(self) -> DataLoader[CropBatch]:
-        if self._is_streamed("train"):
+        if self.is_streamed("train"):
             return self._stream("train")
         source = self._sources["train"]
         rank, ranks = self._ranks()
@@ -201,7 +201,7 @@ class SegmentationDataModule(LightningDataModule):
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, split: str) -> DataLoader[LabelledImage]:
-        if self._is_streamed(split):
+        if self.is_streamed(split):
             return self._stream(split)
         source = self._sources[split]
         return DataLoader(
@@ -211,7 +211,8 @@ class SegmentationDataModule(LightningDataModule):
             **self._loading(),
         )
 
-    def _is_streamed(self, split: str) -> bool:
+    def is_streamed(self, split: str) -> bool:
+        """Whether a split comes from shards, whose photos cannot be opened one by one."""
         if self._store is None:
             return False
         return "://" in self._store or (Path(self._store).expanduser() / split / INDEX).is_file()

@@ -86,10 +86,7 @@ class NewCategoryData(SegmentationDataModule):
             raise UserError(f"data.others={others}: choose one of {', '.join(names[: -len(new)])}, or ignore")
         if supervision not in SUPERVISION:
             raise UserError(f"data.supervision={supervision}: choose {' or '.join(SUPERVISION)}")
-        whole_map = class_map
-        if evaluation_class_map is not None:  # without a class map ids are classes
-            own_ids: Mapping[int, int | str] = dict(enumerate(names))
-            whole_map = {**(own_ids if class_map is None else class_map), **evaluation_class_map}
+        whole_map = _evaluation_map(names, class_map, evaluation_class_map)
         super().__init__(classes=classes, class_map=whole_map, **options)
         known = Taxonomy.from_mapping({name: classes[name] for name in names[: -len(new)]})
         self._training_map = ClassMap(known, class_map)
@@ -99,8 +96,23 @@ class NewCategoryData(SegmentationDataModule):
         self._pseudo_class_map = pseudo_class_map
         self._supervision = supervision
 
+    @staticmethod
+    def training_and_whole_map(
+        classes: Mapping[str, Sequence[int]],
+        new_classes: Sequence[str],
+        class_map: Mapping[int, int | str] | None,
+        evaluation_class_map: Mapping[int, int | str] | None,
+    ) -> tuple[ClassMap, ClassMap]:
+        """What ids mean in precise training labels, and where the new classes are labelled too."""
+        known = {name: colour for name, colour in classes.items() if name not in new_classes}
+        whole_map = _evaluation_map(list(classes), class_map, evaluation_class_map)
+        return (
+            ClassMap(Taxonomy.from_mapping(known), class_map),
+            ClassMap(Taxonomy.from_mapping(classes), whole_map),
+        )
+
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self._supervision == "pseudo" and self._is_streamed("train"):
+        if stage == "fit" and self._supervision == "pseudo" and self.is_streamed("train"):
             raise UserError(
                 f"data.store={self._store} holds shards, which have no place for pseudo labels; use a store of files "
                 "(format=store) or data.store=null"
@@ -128,3 +140,14 @@ class NewCategoryData(SegmentationDataModule):
             precise.check_source(pairs)
         first = self.num_classes - len(self.new_classes)
         return PseudoLabelSource(precise, unlabelled, pseudo, first, self._others, split)
+
+
+def _evaluation_map(
+    names: Sequence[str],
+    class_map: Mapping[int, int | str] | None,
+    evaluation_class_map: Mapping[int, int | str] | None,
+) -> Mapping[int, int | str] | None:
+    if evaluation_class_map is None:
+        return class_map
+    own_ids: Mapping[int, int | str] = dict(enumerate(names))  # without a class map ids are classes
+    return {**(own_ids if class_map is None else class_map), **evaluation_class_map}

@@ -47,53 +47,72 @@ class WholeCheckpoints(TorchCheckpointIO):
 class LastCheckpoint(ModelCheckpoint):
     """Keeps one checkpoint to resume from: of every ``every_n_train_steps``-th step, and of the last one.
 
-    The last one also on SIGTERM, where there is one process.
+    The last one is also the one before SIGTERM ends the run, as clusters send it, where there is one process: several
+    may hear of it at different steps, and one would wait for the others. A step that accumulates is finished first.
     """
+
+    _told_to_stop = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         # after a resume Lightning would save this step again behind its next batch, inside a step that accumulates
         self._last_global_step_saved = trainer.global_step
+        self._told_to_stop = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: CropBatch, batch_idx: int
     ) -> None:
-        if trainer.global_step % self._every_n_train_steps == 0 or trainer.global_step == trainer.max_steps:
+        if trainer.global_step % self._every_n_train_steps == 0:
             _check_finite(pl_module, trainer.global_step)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        between_steps = not trainer.fit_loop._should_accumulate()
+        if trainer.world_size == 1 and (self._told_to_stop or trainer.received_sigterm):
+            self._told_to_stop = True
+            trainer._signal_connector.received_sigterm = between_steps  # Lightning would stop inside a step
         # Not when training has ended: averaged weights have then taken the place of the trained ones.
-        ends = trainer.global_step == trainer.max_steps or self._is_told_to_stop(trainer, batch_idx)
-        if ends and trainer.global_step != self._last_global_step_saved:
+        if trainer.global_step == trainer.max_steps or (self._told_to_stop and between_steps):
+            self._save_now(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save before SIGTERM could end the run inside a validation, when averaged weights are in place."""
+        super().on_validation_start(trainer, pl_module)
+        if trainer.state.fn == "fit" and not trainer.fit_loop._should_accumulate():
+            self._save_now(trainer, pl_module)
+
+    def _save_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):  # as when this step is saved already
+            _check_finite(pl_module, trainer.global_step)
             self._save_checkpoint(trainer, self.format_checkpoint_name({}))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say how the run can go on."""
         super().on_exception(trainer, pl_module, exception)
-        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+        # lost weights come again in an exact resume; that error gives advice of its own
+        if (
+            trainer.state.fn != "fit"
+            or not trainer.is_global_zero
+            or isinstance(exception, FloatingPointError)
+        ):
             return
-        path, step = Path(self.format_checkpoint_name({})), self._last_global_step_saved
-        if step and path.is_file():
-            log.warning(
-                "stopped behind step %d; the same command with resume=%s goes on from step %d",
-                trainer.global_step,
-                path,
-                step,
-            )
-        else:
+        path = self._last_checkpoint_saved or trainer.ckpt_path
+        if not path:
             log.warning(
                 "stopped behind step %d; no checkpoint had been written yet (recipe.save_every is %d steps)",
                 trainer.global_step,
                 self._every_n_train_steps,
             )
-
-    @staticmethod
-    def _is_told_to_stop(trainer: Trainer, batch_idx: int) -> bool:
-        """Whether SIGTERM has come, as clusters send before they end a job, and this batch ends a step.
-
-        Not with several processes: they may hear of it at different steps, and one would wait for the others.
-        """
-        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        return trainer.received_sigterm and between_steps and trainer.world_size == 1
+        elif self._last_global_step_saved == trainer.max_steps:
+            log.warning(
+                "training had ended, and %s is complete: python -m src.evaluate checkpoint=... scores it",
+                path,
+            )
+        else:
+            log.warning(
+                "stopped behind step %d; with resume=%s added to its overrides the run goes on from step %d",
+                trainer.global_step,
+                path,
+                self._last_global_step_saved,
+            )
 
 
 def _check_finite(module: nn.Module, step: int) -> None:

@@ -34,7 +34,8 @@ class RunProgressBar(TQDMProgressBar):
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         self.train_progress_bar = bar = self.init_train_tqdm()
-        bar.total = trainer.max_steps if trainer.max_steps > 0 else None
+        steps = trainer.estimated_stepping_batches
+        bar.total = None if math.isinf(steps) else int(steps)
         bar.initial = bar.n = trainer.global_step  # steps of an earlier run do not count in the speed
         bar.refresh()
 
@@ -47,6 +48,21 @@ class RunProgressBar(TQDMProgressBar):
         if self._should_update(trainer.global_step, trainer.max_steps):
             self.train_progress_bar.n = trainer.global_step
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nor does it move at its end."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._catch_up(trainer)
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        self._catch_up(trainer)
+        super().on_train_end()
+
+    def _catch_up(self, trainer: Trainer) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.train_progress_bar.n = trainer.global_step
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

@@ -78,7 +78,8 @@ def without_curve(table: ScoreTable) -> ScoreTable:
 
 def render(table: ScoreTable, title: str) -> Table:
     """The table for a rich console: IoU and BIoU in percent, BF1 as a fraction, as the paper prints them."""
-    rendered = Table(table.corner, title=title, title_justify="left")
+    rendered = Table(title=title, title_justify="left")
+    rendered.add_column(table.corner, overflow="fold")
     for column in table.columns:
         rendered.add_column(column, justify="right")
     for name, scores in table.rows:

@@ -11,6 +11,7 @@ A class that a resample does not contain is left out of that resample's mean.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ class Interval(NamedTuple):
 
     Attributes:
         value: of the set itself.
-        low, high: bounds; nan where a class never occurs.
+        low, high: bounds; nan where a class occurs in fewer than two images, of which resamples tell nothing.
     """
 
     value: NDArray[np.float64]
@@ -74,7 +75,7 @@ def score_intervals(images: ImageRecords, samples: int, level: float, seed: int)
         seed: of the drawing.
     """
     drawn = set_scores(images, resamples(len(images.names), samples, seed))
-    return _intervals(_whole(images), drawn, level)
+    return _intervals(_whole(images), drawn, _several(images), level)
 
 
 def difference_intervals(
@@ -98,6 +99,7 @@ def difference_intervals(
     return _intervals(
         {metric: whole[metric] - other_whole[metric] for metric in shared},
         {metric: mine[metric] - others[metric] for metric in shared},
+        _several(ours, theirs),
         level,
     )
 
@@ -106,12 +108,29 @@ def _whole(images: ImageRecords) -> Scores:
     return {name: rows[0] for name, rows in set_scores(images, np.ones((1, len(images.names)))).items()}
 
 
-def _intervals(values: Scores, drawn: Scores, level: float) -> dict[str, Interval]:
+def _several(*evaluations: ImageRecords) -> dict[str, NDArray[np.bool_]]:
+    """Whether a class, and any class at all, is scored in two images or more: (K + 1,) by metric."""
+    scored: dict[str, list[NDArray[np.bool_]]] = {}
+    for images in evaluations:
+        scored.setdefault("IoU", []).append(images.union > 0)
+        scored.setdefault("BIoU", []).append(images.boundary_union > 0)
+        if images.f1 is not None:
+            scored.setdefault("BF1", []).append(~np.isnan(images.f1))
+    result = {}
+    for metric, parts in scored.items():
+        either = np.logical_or.reduce(parts)
+        result[metric] = np.column_stack([either, either.any(1)]).sum(0) > 1
+    return result
+
+
+def _intervals(
+    values: Scores, drawn: Scores, several: Mapping[str, NDArray[np.bool_]], level: float
+) -> dict[str, Interval]:
     tail = (1 - level) / 2
     result = {}
     for metric, rows in drawn.items():
         low, high = np.full((2, rows.shape[1]), np.nan)
-        seen = ~np.isnan(rows).all(0)
+        seen = ~np.isnan(rows).all(0) & several[metric]
         if seen.any():  # nothing is where every label is ignored
             low[seen], high[seen] = np.nanquantile(rows[:, seen], [tail, 1 - tail], axis=0)
         result[metric] = Interval(values[metric], low, high)

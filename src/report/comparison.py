@@ -58,15 +58,18 @@ class Comparison(NamedTuple):
 
 def interval_rows(
     intervals: Mapping[str, Interval], class_names: Sequence[str]
-) -> dict[str, dict[str, list[float]]]:
-    """``{"<class>": {"<metric>": [value, low, high]}}`` with a row "mean"; classes that never occur are left out."""
-    rows: dict[str, dict[str, list[float]]] = {}
+) -> dict[str, dict[str, list[float | None]]]:
+    """``{"<class>": {"<metric>": [value, low, high]}}`` with a row "mean"; classes that never occur are left out.
+
+    Bounds are None where there is no interval.
+    """
+    rows: dict[str, dict[str, list[float | None]]] = {}
     for index, name in enumerate([*class_names, "mean"]):
-        entries = {
-            metric: [round(float(part[index]), 6) for part in interval]
+        present = {
+            metric: [None if np.isnan(part[index]) else round(float(part[index]), 6) for part in interval]
             for metric, interval in intervals.items()
+            if not np.isnan(interval.value[index])
         }
-        present = {metric: entry for metric, entry in entries.items() if not np.isnan(entry).any()}
         if present:
             rows[name] = present
     return rows

@@ -73,14 +73,10 @@ def find_out(
     scores: Mapping[str, Tensor],
     measured: Measured,
     bootstrap: Bootstrap,
-    other: Evaluation | None,
 ) -> Findings:
-    """Draw intervals, and compare with another evaluation if there is one; errors as `comparison.compare`."""
+    """Draw intervals."""
     images = image_records(measured.scores, measured.complexity)
     settings = metric_settings(metrics)
-    comparison = None
-    if other is not None:
-        comparison = compare(images, taxonomy.names, settings, other, **bootstrap._asdict())
     intervals = score_intervals(images, **bootstrap._asdict())
     return Findings(
         {**facts, "images": len(images.names)},
@@ -91,8 +87,16 @@ def find_out(
         images,
         bootstrap,
         intervals,
-        comparison,
+        None,
     )
+
+
+def compared(findings: Findings, other: Evaluation) -> Findings:
+    """The same with differences from another evaluation; errors as `comparison.compare`."""
+    comparison = compare(
+        findings.images, findings.taxonomy.names, findings.settings, other, **findings.bootstrap._asdict()
+    )
+    return findings._replace(comparison=comparison)
 
 
 def write_tables(folder: Path, findings: Findings) -> None:

@@ -366,3 +366,35 @@ def test_scenes_are_drawn_where_they_are_missing(tmp_path: Path, fingerprint: Ca
     # other settings would draw other scenes; a validator leaves those that are there
     assert main([*overrides, "data.synthetic.height=64", "data.synthetic.width=128", "--workers", "1"]) == 0
     assert fingerprint(tmp_path / "drawn") == drawn
+
+
+def test_configured_splits_that_are_not_there_are_faults(scenes: Path, tmp_path: Path) -> None:
+    folders = {
+        split: {"images": str(scenes / "images_pad" / split), "labels": str(scenes / "annotations" / split)}
+        for split in ("train", "val")
+    }
+    data = {**data_config(["data=own"]), "folders": folders}
+    assert validate(data, workers=1)[0] == []
+    folders["val"] = {"images": str(tmp_path / "vla"), "labels": str(tmp_path / "labels/vla")}
+    (fault,) = validate(data, workers=1)[0]
+    assert (fault.kind, fault.split, fault.file) == ("missing pair", "val", tmp_path / "vla")
+
+
+def test_new_classes_are_known_where_they_are_labelled(scenes: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(scenes, root)
+    for split in ("train", "val"):
+        path = sorted((root / "annotations" / split).iterdir())[0]
+        label = read(path).copy()
+        label[:4, :4] = 8
+        Image.fromarray(label).save(path)
+    data = data_config(
+        [
+            "data=new_categories",
+            f"data.root={root}",
+            "data.new_classes=[car]",
+            "+data.evaluation_class_map={8: car}",
+        ]
+    )
+    faults = validate(data, workers=1)[0]
+    assert [(fault.kind, fault.split) for fault in faults] == [("unknown ids", "train")]

@@ -43,6 +43,8 @@ def test_palette_paints_as_colourise_does(taxonomy: Taxonomy) -> None:
         ({"sky": [0, 0]}, "'sky'"),
         ({"sky": [0, 0, 256]}, "'sky'"),
         ({"sky": [0, 0, 0.5]}, "'sky'"),
+        ({0: [0, 0, 0]}, "class 0: a name is text"),
+        ({"mean": [0, 0, 0]}, "choose another name"),
     ],
 )
 def test_impossible_taxonomies(classes: dict[str, list[int]], message: str) -> None:

@@ -104,11 +104,11 @@ def test_classes_that_never_occur_are_left_out_without_a_warning() -> None:
 
 
 def test_a_rare_class_counts_in_the_resamples_that_hold_it() -> None:
-    # the second class is in one photo of ten, with IoU 1; where it is missing the mean is that of the first alone
+    # the second class is in two photos of ten, with IoU 1; where it is missing the mean is that of the first alone
     union = np.ones((10, 2), int) * [[10, 0]]
-    union[0, 1] = 10
+    union[:2, 1] = 10
     intersection = np.ones((10, 2), int) * [[5, 0]]
-    intersection[0, 1] = 10
+    intersection[:2, 1] = 10
     interval = score_intervals(records(intersection, union), 500, 0.95, 0)["IoU"]
     assert interval.low.tolist() == [0.5, 1, 0.5]
     assert interval.high.tolist() == [0.5, 1, 0.75]
@@ -144,3 +144,16 @@ def test_metrics_that_one_lacks_are_left_out() -> None:
     without = records(union // 3, union)
     assert set(difference_intervals(with_f1, without, 50, 0.95, 0)) == {"IoU", "BIoU"}
     assert set(difference_intervals(with_f1, with_f1, 50, 0.95, 0)) == {"IoU", "BIoU", "BF1"}
+
+
+def test_a_class_of_one_photo_has_no_interval() -> None:
+    ours = records([[50, 50], [60, 0], [55, 0]], [[100, 100], [100, 0], [100, 0]])
+    theirs = records([[50, 40], [60, 0], [55, 0]], [[100, 100], [100, 0], [100, 0]])
+    for interval in (score_intervals(ours, 200, 0.95, 0), difference_intervals(ours, theirs, 200, 0.95, 0)):
+        for metric in ("IoU", "BIoU"):
+            assert not np.isnan(interval[metric].value).any()
+            assert np.isnan([interval[metric].low[1], interval[metric].high[1]]).all()
+            assert not np.isnan([interval[metric].low[[0, 2]], interval[metric].high[[0, 2]]]).any()
+    alone = score_intervals(records([[5, 5]], [[10, 10]]), 200, 0.95, 0)["IoU"]
+    assert np.isnan(alone.low).all()
+    assert alone.value.tolist() == [0.5, 0.5, 0.5]

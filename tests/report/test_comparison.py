@@ -134,3 +134,13 @@ def test_rows_leave_out_classes_that_never_occur() -> None:
     found = compare(records, CLASSES, SETTINGS, evaluation(records), **DRAWING)
     rows = interval_rows({"IoU": found.differences["IoU"]}, CLASSES)
     assert set(rows) == {"sky", "mean"}
+
+
+def test_rows_keep_scores_without_an_interval() -> None:
+    records = images(50, 60, 70)
+    records.union[1:, 1] = 0
+    found = compare(records, CLASSES, SETTINGS, evaluation(records), **DRAWING)
+    value, low, high = interval_rows({"IoU": found.differences["IoU"]}, CLASSES)[CLASSES[1]]["IoU"]
+    assert value == 0
+    assert low is None
+    assert high is None

@@ -96,14 +96,7 @@ def write_synthetic_dataset(
     check_request(height, width, class_ids)
     if not splits or min(splits.values()) < 1:
         raise UserError(f"data.synthetic.splits is {dict(splits)}: ask for one scene or more in each split")
-    wanted = {
-        "generator": GENERATOR_VERSION,
-        "seed": seed,
-        "height": height,
-        "width": width,
-        "splits": dict(splits),
-        "class_ids": dict(class_ids),
-    }
+    wanted = _manifest(splits, height, width, class_ids, seed)
     if _read_manifest(root) == {**wanted, "complete": True}:
         return
     _refuse_foreign(root)
@@ -125,6 +118,35 @@ def write_synthetic_dataset(
         _write(root / MANIFEST, json.dumps({**wanted, "complete": True}, indent=2).encode())
     finally:
         lock.release()
+
+
+def holds_scenes(
+    root: Path | str,
+    splits: Mapping[str, int],
+    height: int,
+    width: int,
+    class_ids: Mapping[str, int],
+    seed: int = 0,
+    workers: int | None = None,
+) -> bool:
+    """Whether a folder holds all scenes that ``write_synthetic_dataset`` would put there, and no others."""
+    return _read_manifest(Path(root)) == {
+        **_manifest(splits, height, width, class_ids, seed),
+        "complete": True,
+    }
+
+
+def _manifest(
+    splits: Mapping[str, int], height: int, width: int, class_ids: Mapping[str, int], seed: int
+) -> dict[str, Any]:
+    return {
+        "generator": GENERATOR_VERSION,
+        "seed": seed,
+        "height": height,
+        "width": width,
+        "splits": dict(splits),
+        "class_ids": dict(class_ids),
+    }
 
 
 def _missing(
