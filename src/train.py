@@ -182,11 +182,20 @@ def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
         if node is not None:
             logger = build(node)
             loggers.append(logger(config=plain) if name == "wandb" else logger)
-    callbacks: list[Callback] = [build(node) for node in config.callbacks.values() if node]
+    # without ours, and without being told, Lightning would show a bar of its own
+    bar = config.trainer.get("enable_progress_bar", config.callbacks.get("progress") is not None)
+    chosen = [node for name, node in config.callbacks.items() if node and (bar or name != "progress")]
+    callbacks: list[Callback] = [build(node) for node in chosen]
     if config.activation_checkpointing:
         callbacks.append(LeanSteps())
     kept = [callback for callback in callbacks if callback is not None]
-    return build(config.trainer, logger=loggers, callbacks=kept, plugins=[WholeCheckpoints()])
+    return build(
+        config.trainer,
+        logger=loggers,
+        callbacks=kept,
+        plugins=[WholeCheckpoints()],
+        enable_progress_bar=bar,
+    )
 
 
 @rank_zero_only

@@ -5,7 +5,6 @@ B batch   H, W photo size   h, w label size   S crop size
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -195,11 +194,7 @@ def single(items: Sequence[LabelledImage]) -> LabelledImage:
 
 
 def quiet_worker(_: int) -> None:
-    """Keep a worker to one thread, as the loader already runs one worker per core, and to its memory.
-
-    SIGTERM is for the process that trains: it often comes to all, and without its workers that one could not finish.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Keep a worker to one thread, as the loader already runs one worker per core, and to its memory."""
     keep_freed_memory()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
