@@ -80,7 +80,8 @@ def export_checkpoint(source: Path, target: Path, form: Format) -> int:
     expected = network_config(form.overrides(checkpoint.state), len(checkpoint.classes))
     check_fits(checkpoint.state, store.build_network(expected).state_dict(), str(source))
     if target.suffix == ".safetensors":  # what Hugging Face reads: tensors and nothing else
-        write_atomically(target, safetensors.torch.save(theirs, metadata={"format": "pt"}))
+        tensors = {name: tensor.contiguous() for name, tensor in theirs.items()}
+        write_atomically(target, safetensors.torch.save(tensors, metadata={"format": "pt"}))
         return len(theirs)
     names, colours = tuple(checkpoint.classes), [list(colour) for colour in checkpoint.classes.values()]
     store.write_file(

@@ -29,9 +29,10 @@ def draw_missing_scenes(data: Mapping[str, Any]) -> None:
     if not data.get("synthetic"):
         return
     ids = {name: index for index, name in enumerate(data["classes"])}
+    scenes = {key: value for key, value in data["synthetic"].items() if key != "workers"}
     if not root.exists():
         write_synthetic_dataset(root, class_ids=ids, **data["synthetic"])
-    elif not holds_scenes(root, class_ids=ids, **data["synthetic"]):
+    elif not holds_scenes(root, class_ids=ids, **scenes):
         log.warning(
             "%s holds other scenes than data.synthetic asks for, or not all of them; they are looked at as they are. "
             "Give data.root=<new folder> to draw those",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from PIL import Image
 
 from scripts.validate_dataset import main, validate
 from src.audit.faults import Fault
+from src.audit.layout import draw_missing_scenes
 from src.audit.leakage import same_photos, thumbnail
 from src.config import data_config
 from src.data.classes import Taxonomy
@@ -398,3 +400,14 @@ def test_new_classes_are_known_where_they_are_labelled(scenes: Path, tmp_path: P
     )
     faults = validate(data, workers=1)[0]
     assert [(fault.kind, fault.split) for fault in faults] == [("unknown ids", "train")]
+
+
+def test_scenes_that_were_not_asked_for_are_told(scenes: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = data_config(["data=synthetic", f"data.root={scenes}"])
+    draw_missing_scenes(data)
+    assert f"{scenes} holds other scenes" in caplog.text
+    caplog.clear()
+    held = json.loads((scenes / "synthetic.json").read_text())
+    data["synthetic"] = {key: held[key] for key in ("splits", "height", "width", "seed")}
+    draw_missing_scenes(data)
+    assert not caplog.text

@@ -7,7 +7,7 @@ from scripts.convert_checkpoint import main, network_config, numbered_classes
 from src.checkpoints import load
 from src.checkpoints.formats import FORMATS
 from src.checkpoints.names import NameTableError
-from src.checkpoints.store import build_network, read, write
+from src.checkpoints.store import build_network, read, read_tensors, write
 from src.config import compose_config, to_plain
 
 RELEASE = FORMATS["massformer-release"]
@@ -70,6 +70,14 @@ def test_there_and_back_gives_the_same_network(small, release, tmp_path):
     with torch.no_grad():
         for a, b in zip(network(images), again(images), strict=True):
             assert torch.equal(a, b)
+
+
+def test_safetensors_hold_the_same_tensors(ours, release, tmp_path):
+    main(["--to", "massformer-release", str(ours), str(tmp_path / "release.safetensors")])
+    expected = torch.load(release, weights_only=True)["state_dict"]
+    found = read_tensors(tmp_path / "release.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_the_released_file_has_the_released_names_and_class_names(small, release):

@@ -127,7 +127,6 @@ def holds_scenes(
     width: int,
     class_ids: Mapping[str, int],
     seed: int = 0,
-    workers: int | None = None,
 ) -> bool:
     """Whether a folder holds all scenes that ``write_synthetic_dataset`` would put there, and no others."""
     return _read_manifest(Path(root)) == {
