@@ -66,6 +66,7 @@ class RunProgressBar(TQDMProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)  # the logger's version, a random name in W&B
         return {
             name: f"{value:.1f}%" if name.startswith(_SCORES) and isinstance(value, float) else value
             for name, value in metrics.items()
