@@ -11,6 +11,7 @@ setup: $(VENV)/.installed
 # The stamp makes later calls reuse the environment until the requirements change.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing packages into $(VENV): some minutes, up to 7 GB of disk"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]" --constraint constraints.txt
 	touch $@
 
