@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint clean-demo
+.PHONY: setup demo test lint
 
 setup: $(VENV)/.installed
 

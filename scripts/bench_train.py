@@ -5,9 +5,9 @@
 
 Full MaSSFormer with a ResNet-50, forward, loss, backward and the optimiser's step. The plain form has torchvision's
 deformable convolution and multiplies the mask logits of all seven predictions out before points are sampled; ours has
-the project's own, samples before it multiplies, joins 1x1 convolutions with their norms, recomputes the encoder's
-stages and the high-resolution maps in backward, gives freed memory back, and keeps channels last. Both take turns on
-the same crop; the losses of the first step, which start from equal weights, are printed.
+the project's own, samples before it multiplies, joins 1x1 convolutions with their norms, recomputes the encoder,
+the high-resolution maps and the decoder's layers in backward, gives freed memory back, and keeps channels last. Both
+take turns on the same crop; the losses of the first step, which start from equal weights, are printed.
 """
 
 from __future__ import annotations

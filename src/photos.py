@@ -89,6 +89,16 @@ def photo_size(path: Path | str) -> tuple[int, int]:
     return photo_header(path)[0]
 
 
+def colour_profile(path: Path | str) -> bytes | None:
+    """The ICC profile that says what a photo's RGB values mean; None where it has none or its pixels are not RGB.
+
+    ``read_photo`` gives the values as they are: pictures made of them need the profile to look like the photo.
+    """
+    with open_image(Path(path), _read_bytes(Path(path))) as photo:
+        profile = photo.info.get("icc_profile")
+    return profile if profile and profile[16:20] == b"RGB " else None
+
+
 def photo_orientation(path: Path | str) -> int:
     """EXIF orientation of a photo; errors as ``photo_header``."""
     return photo_header(path)[1]
@@ -194,8 +204,8 @@ def open_image(path: Path, source: bytes | io.BufferedReader) -> Image.Image:
             photo = Image.open(file, formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise PhotoError(
-            f"{path}: {error} To read it all the same, raise PIL.Image.MAX_IMAGE_PIXELS; "
-            "otherwise cut the photo into parts."
+            f"{path}: {error} To read it all the same, raise inference.max_megapixels of src.predict, or elsewhere "
+            "PIL.Image.MAX_IMAGE_PIXELS; otherwise cut the photo into parts."
         ) from error
     except DAMAGED as error:
         reason = "of another format" if isinstance(error, UnidentifiedImageError) else error

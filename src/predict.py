@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +26,17 @@ from src.errors import UserError, explained
 from src.inference.outputs import KINDS, OutputPlan, PhotoFiles
 from src.inference.predictor import Predictor
 from src.inference.tiled import Tiling
-from src.photos import PHOTO_SUFFIXES, PhotoError, photo_size
+from src.photos import PHOTO_SUFFIXES, PhotoError, colour_profile, photo_size
 
+_LESS_MEMORY = {  # by whether photos are divided into windows
+    True: "lower inference.memory_gb",
+    False: "choose inference=auto (windows, of MaSSFormer's networks only) or a smaller inference.limit",
+}
+_OTHER_FORMATS = (".avif", ".bmp", ".dng", ".heic", ".heif", ".jxl", ".tif", ".tiff", ".webp")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_MAKE_ROOM = (
+    "Make room (results and, for large photos, the folder that TMPDIR names) and give the same command again."
+)
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -59,6 +70,8 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
         raise UserError(f"precision={precision}: choose one of {', '.join(_PRECISIONS)}")
     device = _device(config["device"])
     photos = find_photos(source)
+    if source.is_dir() and (others := _others(source)):
+        console.print(others)
     checkpoint = read(Path(config["checkpoint"]).expanduser())
     plan = _plan(config, checkpoint)
     jobs = [
@@ -71,6 +84,12 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     if len(todo) < len(jobs):
         console.print(
             f"{len(jobs) - len(todo)} of {len(jobs)} photos are done already (overwrite=true repeats them)"
+        )
+    wanted = {job.photo: len(job.files) for job in jobs}
+    if kept := sum(wanted[job.photo] - len(job.files) for job in todo):
+        console.print(
+            f"{kept} of the files asked for are there and stay as they are, made with whatever options "
+            "(overwrite=true makes them anew)"
         )
     failures: dict[Path, str] = {}
     if todo:
@@ -125,10 +144,16 @@ def _predict_all(
                 _predict_one(job, plan, predictor, on_progress)
             except (PhotoError, OSError) as error:
                 failures[job.photo] = str(error)
+                if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                    left = len(jobs) - jobs.index(job) - 1
+                    failures[job.photo] = (
+                        f"{error.strerror}; {left} further photos were not begun. {_MAKE_ROOM}"
+                    )
+                    break
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                failures[job.photo] = "out of memory; lower inference.memory_gb, or choose inference=tiled"
+                failures[job.photo] = f"out of memory; {_LESS_MEMORY[predictor.divides]}"
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
             completed += pixels[job.photo]
@@ -150,7 +175,7 @@ def _predict_one(
     job: Job, plan: OutputPlan, predictor: Predictor, on_progress: Callable[[float], None]
 ) -> None:
     photo = predictor.open(job.photo)
-    with PhotoFiles(plan, job.files, photo.size) as files:
+    with PhotoFiles(plan, job.files, photo.size, colour_profile(job.photo)) as files:
         for band in predictor.bands(photo):
             below = band.top + band.scores.shape[1]
             files.write(band, photo.rows(band.top, below))
@@ -181,20 +206,28 @@ def find_photos(source: Path) -> list[Path]:
     return photos
 
 
+def _others(source: Path) -> str:
+    """What a folder holds of picture formats that are not read; empty for nothing."""
+    suffixes = Counter(path.suffix.lower() for path in source.rglob("*"))
+    found = [f"{suffixes[suffix]} {suffix}" for suffix in _OTHER_FORMATS if suffixes[suffix]]
+    return f"left out: {', '.join(found)} (convert them to JPEG or PNG first)" if found else ""
+
+
 def names(source: Path, photos: Sequence[Path]) -> list[str]:
     """Names of the photos' outputs, without suffix: sub-folders and stem.
 
-    Where two photos of one folder share a stem, all of that folder keep their suffix ("a.jpg", "a.png").
+    Photos whose names would be the same, in upper or lower case, keep their suffix ("a.jpg", "a.png").
     """
     base = source.parent if source.is_file() else source
-    stems: dict[Path, list[str]] = {}
-    for photo in photos:
-        stems.setdefault(photo.parent, []).append(photo.stem.lower())
-    ambiguous = {folder for folder, found in stems.items() if len(set(found)) < len(found)}
-    return [
-        (photo if photo.parent in ambiguous else photo.with_suffix("")).relative_to(base).as_posix()
-        for photo in photos
-    ]
+    paths = [photo.relative_to(base) for photo in photos]
+    whole: set[Path] = set()
+    while True:
+        found = [(path if path in whole else path.with_suffix("")).as_posix() for path in paths]
+        count = Counter(name.lower() for name in found)
+        clashing = {path for path, name in zip(paths, found, strict=True) if count[name.lower()] > 1}
+        if clashing <= whole:
+            return found
+        whole |= clashing
 
 
 def _folders(config: dict[str, Any]) -> tuple[Path, Path]:
@@ -203,6 +236,11 @@ def _folders(config: dict[str, Any]) -> tuple[Path, Path]:
             raise UserError(
                 f"{key} is not given. Usage: "
                 "python -m src.predict checkpoint=<file> input=<photo or folder> output=<folder>"
+            )
+        if not isinstance(config[key], str):  # Hydra reads 2024 and 1e3 as numbers
+            raise UserError(
+                f"{key}={config[key]} was read as a number; put a path before it ({key}=./...), or quotes in quotes: "
+                f"'{key}=\"...\"'"
             )
     source, folder = Path(config["input"]).expanduser(), Path(config["output"]).expanduser()
     if folder.exists() and not folder.is_dir():

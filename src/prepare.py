@@ -131,7 +131,7 @@ def _splits(
 
 
 def _outdated(shards: Path, pairs: Sequence[Pair]) -> dict[str, str]:
-    """Photos that packed shards lack or have in another version, with the reason."""
+    """Photos that packed shards lack, have in another version or have no longer, with the reason."""
     if not (shards / FILE).exists():  # packed by an earlier version
         return {}
     manifest = Manifest.read(shards)
@@ -143,6 +143,8 @@ def _outdated(shards: Path, pairs: Sequence[Pair]) -> dict[str, str]:
             found[pair.name] = (
                 f"{pair.image} {change} since the split was packed; delete {shards} to pack it again"
             )
+    for name in set(manifest.entries) - {pair.name for pair in pairs}:
+        found[name] = f"{name} was removed since the split was packed; delete {shards} to pack it again"
     return found
 
 

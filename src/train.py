@@ -51,6 +51,8 @@ _STEPS = (
     "trainer.accumulate_grad_batches",
     "trainer.precision",
 )
+# values of the data that say which photos and labels these are
+_PLACES = ("root", "folders", "class_map", "store")
 # values of the data that crops follow from
 _STREAM = ("seed", "crop_size", "batch_size", "scales", "samples_per_epoch")
 
@@ -251,6 +253,12 @@ def _check_resumable(path: str, plain: dict[str, Any]) -> None:
         then, value = checkpoint.config["data"].get(key), plain["data"].get(key)
         if then != value:
             log.warning("data.%s was %s and is %s now: the run goes on, with other crops", key, then, value)
+    for key in _PLACES:
+        then, value = checkpoint.config["data"].get(key), plain["data"].get(key)
+        if then != value:
+            log.warning(
+                "data.%s was %s and is %s now: the run goes on with what lies there", key, then, value
+            )
 
 
 def _value(config: Any, key: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,12 +15,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from src.checkpoints.store import build_network, load, write
 from src.config import compose_config, to_plain
 from src.errors import UserError
 from src.inference import Predictor
+from src.inference.outputs import OutputPlan, PhotoFiles
+from src.inference.png import PngWriter
+from src.inference.whole import Band
 from src.predict import find_photos, names, predict
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +57,7 @@ def photos(tmp_path: Path) -> Path:
     """Three photos, one of them in a sub-folder."""
     folder = tmp_path / "photos"
     for index, name in enumerate(("a.jpg", "b.png", "trip/a.jpg")):
-        save_photo(folder / name, 96 + 8 * index, 130)
+        save_photo(folder / name, 96 + 8 * index, 136)
     return folder
 
 
@@ -99,8 +103,9 @@ def test_labels_and_overlays_of_a_folder(run: Any, checkpoint: Path, photos: Pat
     photo = cv2.imread(str(photos / "trip/a.jpg"))[..., ::-1]
     direct = Predictor(load(checkpoint), limit=None)(np.ascontiguousarray(photo)).label
     assert (label == direct).mean() > 0.99
-    assert len(np.unique(label)) > 1
-    assert cv2.imread(str(out / "overlays/b.png")).shape == (104, 130, 3)
+    found = [cv2.imread(str(out / f"labels/{stem}"), cv2.IMREAD_UNCHANGED) for stem in stems]
+    assert len(np.unique(np.concatenate(found, axis=None))) > 1
+    assert cv2.imread(str(out / "overlays/b.png")).shape == (104, 136, 3)
 
 
 def test_masks_cutouts_and_edges_of_chosen_classes(
@@ -140,6 +145,60 @@ def test_finished_files_are_skipped(run: Any, tmp_path: Path, capsys: pytest.Cap
     assert all(path.stat().st_mtime_ns != at for path, at in before.items())
 
 
+def test_files_that_stay_beside_new_ones_are_told(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run("outputs=[cutouts,masks]", "classes=[person]")
+    assert "stay as they are" not in capsys.readouterr().out
+    run("outputs=[cutouts,masks]", "classes=[sky]")
+    assert "3 of the files asked for are there and stay as they are" in capsys.readouterr().out
+
+
+def test_one_class_alone_has_its_score_as_share(tmp_path: Path) -> None:
+    plan = OutputPlan(("masks",), {"sky": [0, 0, 255]}, ("sky",))
+    scores = torch.tensor([[[0.0, 0.25, 0.5, 1.5]]])
+    with PhotoFiles(plan, plan.files(tmp_path, "a"), (1, 4)) as written:
+        written.write(Band(0, scores, None), np.zeros((1, 4, 3), np.uint8))
+    mask = np.array(Image.open(tmp_path / "masks/0_sky/a.png"))
+    assert mask.tolist() == [[0, 64, 128, 255]]
+
+
+def test_a_full_disk_ends_the_work(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begun = []
+
+    def full(self: PngWriter, rows: Any) -> None:
+        begun.append(self)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PngWriter, "write", full)
+    (reason,) = run("outputs=[labels]").values()
+    assert "2 further photos were not begun" in reason
+    assert len(begun) == 1
+    assert files(tmp_path / "out") == []
+
+
+def test_cutouts_keep_the_colour_profile(run: Any, photos: Path, tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    with Image.open(photos / "a.jpg") as photo:
+        photo.save(photos / "a.jpg", icc_profile=profile)
+    run("outputs=[labels,overlays,cutouts]")
+    for place, expected in (
+        ("labels/a", None),
+        ("overlays/a", profile),
+        ("cutouts/a", profile),
+        ("cutouts/b", None),
+    ):
+        with Image.open(tmp_path / "out" / f"{place}.png") as written:
+            assert written.info.get("icc_profile") == expected, place
+
+
+def test_pictures_of_other_formats_are_told(
+    run: Any, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("trip/x.HEIC", "y.heic", "z.webp"):
+        (photos / name).write_bytes(b"")
+    run("outputs=[labels]")
+    assert "left out: 2 .heic, 1 .webp" in capsys.readouterr().out
+
+
 def test_files_of_others_stay(run: Any, tmp_path: Path) -> None:
     mine = tmp_path / "out" / "labels" / "b.png"
     mine.parent.mkdir(parents=True)
@@ -165,7 +224,7 @@ def test_a_photo_too_large_for_the_memory_is_passed_over(
     bands = Predictor.bands
 
     def fail_once(self: Predictor, photo: Any) -> Any:
-        if photo.size == (104, 130):
+        if photo.size == (104, 136):
             raise error
         return bands(self, photo)
 
@@ -201,12 +260,14 @@ def test_names_are_safe_and_distinct(tmp_path: Path) -> None:
     found = names(source, photos)
     assert found == ["a.jpg", "a.png", "sub/A b;$(x)", "sub/a"]
     assert len(set(found)) == len(photos)
+    save_photo(source / "a.jpg.png", 64, 64)  # without its suffix it would be called as a.jpg is
+    assert names(source, find_photos(source))[:3] == ["a.jpg", "a.jpg.png", "a.png"]
 
 
 def test_photos_of_the_same_stem_keep_their_suffix(run: Any, photos: Path, tmp_path: Path) -> None:
     save_photo(photos / "a.png", 80, 80)
     run("outputs=[labels]")
-    assert files(tmp_path / "out") == [f"labels/{n}.png" for n in ("a.jpg", "a.png", "b.png", "trip/a")]
+    assert files(tmp_path / "out") == [f"labels/{n}.png" for n in ("a.jpg", "a.png", "b", "trip/a")]
 
 
 @pytest.mark.parametrize(
@@ -217,6 +278,8 @@ def test_photos_of_the_same_stem_keep_their_suffix(run: Any, photos: Path, tmp_p
         (["mask_bits=12"], "8 or 16"),
         (["checkpoint=nowhere.ckpt"], "nowhere.ckpt"),
         (["input=nowhere"], "nowhere"),
+        (["input=2024"], "read as a number"),
+        (["output=1e3"], "read as a number"),
         (["checkpoint=null"], "checkpoint is not given"),
         (["precision=half"], "float32"),
         (["device=abacus"], "abacus"),
@@ -279,7 +342,7 @@ def test_photos_are_enlarged_as_the_checkpoint_was_evaluated(
         return np.array(Image.open(tmp_path / "out/labels/a.png"))
 
     enlarged = labels(f"checkpoint={tmp_path / 'enlarged.ckpt'}")
-    assert enlarged.shape == (96, 130)
+    assert enlarged.shape == (96, 136)
     assert np.array_equal(enlarged, labels("inference.enlarge_to=[320,320]"))
     own_size = labels(f"checkpoint={tmp_path / 'enlarged.ckpt'}", "inference.enlarge_to=null")
     assert np.array_equal(own_size, labels())

@@ -21,6 +21,10 @@ from src.data.store.manifest import Manifest
 from src.errors import UserError
 from src.prepare import prepare
 
+pytestmark = pytest.mark.skipif(
+    shutil.which("jpegtran") is None, reason="needs jpegtran (libjpeg-turbo-progs)"
+)
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:

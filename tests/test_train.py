@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,34 @@ def test_a_run_told_to_stop_loses_nothing(
     ]
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not tell who sent a signal")
+def test_a_signal_to_all_processes_of_a_run_loses_nothing(scenes: Path, tmp_path: Path) -> None:
+    arguments = [option for option in TINY if not option.startswith("num_workers")]
+    arguments += [f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'run'}"]
+    arguments += ["recipe.save_every=100000", "recipe.val_every=100000", "recipe.steps=100000"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "src.train", *arguments, "num_workers=1"],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        curve, end = tmp_path / "run" / "metrics.csv", time.monotonic() + 300
+        while not (curve.exists() and curve.read_text().count("\n") > 6):
+            assert run.poll() is None, run.communicate()[0]
+            assert time.monotonic() < end, "no step in five minutes"
+            time.sleep(0.2)
+        os.killpg(run.pid, signal.SIGTERM)  # as timeout and some clusters do
+        said, _ = run.communicate(timeout=120)
+    assert run.returncode == 143, said
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert f"with resume={last} added to its overrides the run goes on from step {step}" in said
+    assert f"stopped behind step {step};" in said
 
 
 def test_a_run_that_fails_says_how_it_can_go_on(
@@ -629,6 +658,23 @@ def test_lost_weights_do_not_replace_a_checkpoint(
         train(configure("recipe.save_every=1", "callbacks.early_look=null", steps=6))
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_lost_statistics_count_as_lost_weights(
+    configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As fp16 leaves them: its scaler skips the step of an overflow, but norms have seen it."""
+
+    step = SegmentationModule.optimizer_step
+
+    def overflow(self: SegmentationModule, *args: Any, **options: Any) -> None:
+        step(self, *args, **options)
+        norm = next(m for m in self.modules() if isinstance(m, torch.nn.BatchNorm2d))
+        norm.running_var.fill_(float("inf"))
+
+    monkeypatch.setattr(SegmentationModule, "optimizer_step", overflow)
+    with pytest.raises(FloatingPointError, match="statistics are not finite"):
+        train(configure("recipe.save_every=1", "callbacks.early_look=null", steps=2))
 
 
 def test_weights_of_another_network_are_refused(configure: Callable[..., DictConfig], tmp_path: Path) -> None:

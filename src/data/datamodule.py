@@ -223,7 +223,7 @@ class SegmentationDataModule(LightningDataModule):
         except ImportError as error:
             raise UserError(
                 f"data.store={self._store} holds shards, and LitData reads them: "
-                'pip install "massformer[streaming]"'
+                'pip install -e ".[streaming]"'
             ) from error
         training = split == "train"
         assert self._store is not None, "only stores are streamed"

@@ -5,6 +5,10 @@ B batch   H, W photo size   h, w label size   S crop size
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -194,7 +198,21 @@ def single(items: Sequence[LabelledImage]) -> LabelledImage:
 
 
 def quiet_worker(_: int) -> None:
-    """Keep a worker to one thread, as the loader already runs one worker per core, and to its memory."""
+    """Keep a worker to one thread, as the loader already runs one worker per core, and to its memory.
+
+    It also stays when SIGTERM reaches all processes of a run, as from ``timeout`` and some clusters: training still
+    has a step to finish and to save, and ends its workers itself.
+    """
     keep_freed_memory()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):  # which macOS lacks
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told_by, args=(parent.pid,), daemon=True).start()
+
+
+def _end_when_told_by(parent: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)  # without clean-up, as PyTorch's own handler does

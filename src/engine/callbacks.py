@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from pathlib import Path
@@ -117,12 +118,13 @@ class LastCheckpoint(ModelCheckpoint):
 
 def _check_finite(module: nn.Module, step: int) -> None:
     """Raise instead of putting weights that are lost in the place of a good checkpoint."""
-    lost = [name for name, parameter in module.named_parameters() if not parameter.isfinite().all()]
+    held = itertools.chain(module.named_parameters(), module.named_buffers())
+    lost = [name for name, tensor in held if not tensor.isfinite().all()]  # statistics of norms count too
     if lost:
         raise FloatingPointError(
-            f"step {step}: {len(lost)} weights are not finite, first {lost[0]}. The last checkpoint is intact: "
-            "go on from it with resume and trainer.precision=32-true or a lower recipe.optimiser.clip_norm, or start "
-            "anew with a lower recipe.optimiser.lr."
+            f"step {step}: {len(lost)} weights or statistics are not finite, first {lost[0]}. The last checkpoint is "
+            "intact: go on from it with resume and trainer.precision=32-true or a lower recipe.optimiser.clip_norm, "
+            "or start anew with a lower recipe.optimiser.lr."
         )
 
 

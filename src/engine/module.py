@@ -15,6 +15,8 @@ from src.inference import predict_labels
 from src.metrics.suite import SegmentationMetrics
 from src.structures import CropBatch, LabelledImage, TrainingPrediction
 
+_MOST_LOST_STEPS = 100  # of fp16 without a finite loss; its scaler finds the scale again within about twenty
+
 
 class SegmentationModule(LightningModule):
     """Trains and evaluates a segmenter.
@@ -47,6 +49,7 @@ class SegmentationModule(LightningModule):
         self.seed = seed
         self.config = dict(config or {})
         self.scores = SegmentationMetrics(len(self.class_names), **(metrics or {}))
+        self._lost_steps = 0  # one after the other, up to the last one
         self.latest_scores: dict[str, Tensor] | None = None
         self.scores.persistent(False)  # a checkpoint needs no half-finished evaluation
 
@@ -60,14 +63,16 @@ class SegmentationModule(LightningModule):
         """Sum of the weighted loss terms of a batch of crops.
 
         Raises:
-            FloatingPointError: a term is not finite (unless fp16's gradient scaler is there to skip the step).
+            FloatingPointError: a term is not finite; with fp16, whose gradient scaler skips such steps, in many
+                steps one after the other.
         """
         images = self.network.normalise(batch.images)  # type: ignore[operator]
         prediction: TrainingPrediction = self.network(images, batch.targets)
         assert self.criterion is not None, "this module was made for evaluation only"
         terms = self.criterion(prediction, batch.targets)
         total = torch.stack(list(terms.values())).sum()
-        if self.trainer.precision != "16-mixed" and not total.isfinite():
+        self._lost_steps = 0 if total.isfinite() else self._lost_steps + 1
+        if self._lost_steps >= (_MOST_LOST_STEPS if self.trainer.precision == "16-mixed" else 1):
             bad = ", ".join(name for name, term in terms.items() if not term.isfinite())
             raise FloatingPointError(
                 f"step {self.global_step}: {bad} not finite. The last checkpoint is intact: go on from it with "

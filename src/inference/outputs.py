@@ -63,10 +63,17 @@ class PhotoFiles:
 
     Args:
         plan: what to write. files: from ``plan.files``. size: height and width of the photo, pixels.
+        profile: ICC profile of the photo's colours, which overlays and cut-outs keep; None where it has none.
     """
 
-    def __init__(self, plan: OutputPlan, files: Mapping[str, Path], size: tuple[int, int]) -> None:
-        self._plan, self._files, self._size = plan, files, size
+    def __init__(
+        self,
+        plan: OutputPlan,
+        files: Mapping[str, Path],
+        size: tuple[int, int],
+        profile: bytes | None = None,
+    ) -> None:
+        self._plan, self._files, self._size, self._profile = plan, files, size, profile
         self._colours = np.array([list(colour) for colour in plan.classes.values()], np.uint8)
         names = list(plan.classes)
         self._chosen = [names.index(choice) for choice in plan.chosen]
@@ -93,9 +100,9 @@ class PhotoFiles:
             palette[IGNORE] = 255
             return PngWriter(path, width, height, "palette", palette=palette.tolist(), level=6)
         if place == "overlays":
-            return PngWriter(path, width, height, "rgb")
+            return PngWriter(path, width, height, "rgb", profile=self._profile)
         if place == "cutouts":
-            return PngWriter(path, width, height, "rgba")
+            return PngWriter(path, width, height, "rgba", profile=self._profile)
         return PngWriter(path, width, height, bits=self._plan.mask_bits if place != "edges" else 8)
 
     def write(self, band: Band, photo: NDArray[np.uint8]) -> None:
@@ -120,7 +127,12 @@ class PhotoFiles:
                 writer.write(_quantise(share, self._plan.mask_bits))
 
     def _shares(self, scores: Tensor) -> Tensor:
-        """(K, n, W) scores -> (chosen, n, W) shares of the sum over all classes, in 0..1."""
+        """(K, n, W) scores -> (chosen, n, W) shares of the sum over all classes, in 0..1.
+
+        One class alone has no others to share with: its score, cut at 1, is its share.
+        """
+        if len(scores) == 1:
+            return scores[self._chosen].clamp(max=1)
         return scores[self._chosen] / scores.sum(0).clamp_(min=_SMALLEST_SUM)
 
 

@@ -38,6 +38,7 @@ class PngWriter:
         kind: channels. bits: 8, or 16 for gray.
         palette: RGB colours of the indices, for ``palette``.
         level: of zlib, 0 to 9.
+        profile: ICC profile of the colours, or None.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class PngWriter:
         bits: int = 8,
         palette: Sequence[Sequence[int]] = (),
         level: int = 3,
+        profile: bytes | None = None,
     ) -> None:
         colour_type, self._channels = _COLOUR_TYPES[kind]
         self._path, self._width, self._height = path, width, height
@@ -63,6 +65,8 @@ class PngWriter:
         self._file = os.fdopen(descriptor, "wb")
         self._file.write(b"\x89PNG\r\n\x1a\n")
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
+        if profile is not None:
+            self._chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
         if kind == "palette":
             self._chunk(b"PLTE", bytes(value for colour in palette for value in colour))
 
@@ -94,8 +98,10 @@ class PngWriter:
 
     def abandon(self) -> None:
         """Remove the file if it is unfinished."""
-        self._file.close()
-        Path(self._temporary).unlink(missing_ok=True)
+        try:
+            self._file.close()  # writes what it holds, which a full disk refuses
+        finally:
+            Path(self._temporary).unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self

@@ -27,9 +27,9 @@ from src.inference.rows import ResizedStream
 from src.inference.semantic import best_class
 from src.inference.tiled import TiledPredictor, Tiling, is_divisible
 from src.inference.whole import Band, predict_whole
-from src.photos import fitted_size, resized
+from src.models.segmenter import SMALLEST_SIDE
+from src.photos import PhotoError, fitted_size, resized
 
-_SMALLEST = 64  # the network's shortest side, pixels
 _PHOTO_SHARE = 8  # a photo above this share of the memory is kept on disk
 
 Mode = Literal["auto", "whole", "tiled"]
@@ -56,7 +56,7 @@ class Predictor:
     Args:
         network: a segmenter in evaluation mode, on any device; it is not changed.
         limit: two edge lengths, pixels; larger photos are reduced to fit, keeping their ratio, and scores are
-            brought back to the photo's size. The default is the evaluation protocol of MaSS13K (section 5.1).
+            brought back to the photo's size; (4096, 3072) is the evaluation protocol of MaSS13K (section 5.1).
             None for no reduction.
         mode: ``whole`` treats every photo at once, ``tiled`` in windows (see ``src.inference.tiled``), ``auto``
             in windows when the whole photo does not fit into memory.
@@ -69,6 +69,7 @@ class Predictor:
 
     Attributes:
         cost: the memory that a whole photo takes, an estimate on the safe side.
+        divides: whether photos that do not fit into memory are treated in windows.
 
     Raises:
         ValueError: an argument is none of these, or the network cannot work in windows.
@@ -77,7 +78,7 @@ class Predictor:
     def __init__(
         self,
         network: Any,
-        limit: tuple[int, int] | None = (4096, 3072),
+        limit: tuple[int, int] | None = None,
         mode: Mode = "auto",
         memory_gb: float | None = None,
         tiling: Tiling | None = None,
@@ -102,7 +103,8 @@ class Predictor:
         self.cost = WholeImageCost(self._network, None if banded is None else banded.band_bytes, streamed)
         self._whole_pixels = self.cost.pixels(self._memory)
         self._tiled = None
-        if mode == "tiled" or (mode == "auto" and is_divisible(self._network)):
+        self.divides = mode == "tiled" or (mode == "auto" and is_divisible(self._network))
+        if self.divides:
             self._tiled = TiledPredictor(
                 self._network, tiling or Tiling(), self._whole_pixels, self._encoder, epsilon
             )
@@ -116,7 +118,8 @@ class Predictor:
             scores: whether to keep the scores, 4 K bytes per pixel.
 
         Raises:
-            PhotoError: the file cannot be read. ValueError: the array is not an 8-bit RGB photo.
+            PhotoError: the file cannot be read, or a network without windows would need more memory than there is.
+            ValueError: the array is not an 8-bit RGB photo.
         """
         opened = self.open(photo)
         label = np.empty(opened.size, np.uint8)
@@ -160,13 +163,25 @@ class Predictor:
         fitted = self._fitted_size(photo.size)
         with self._precision():
             if self._tiled is not None and (self._mode == "tiled" or math.prod(fitted) > self._whole_pixels):
-                source = photo if fitted == photo.size else PhotoInMemory(_at(photo, fitted))
+                as_it_is = fitted == photo.size and min(fitted) >= SMALLEST_SIDE
+                source = photo if as_it_is else PhotoInMemory(_large_enough(_at(photo, fitted)))
                 yield from _at_size(self._tiled.bands(source), source.size, photo.size)
             else:
+                self._check_room(fitted)
                 image = torch.from_numpy(_large_enough(_at(photo, fitted))).to(self._device).permute(2, 0, 1)
                 prediction = predict_whole(self._network, image, self._encoder)
                 prediction.leave_out_queries(self._epsilon)
                 yield from prediction.bands(photo.size)
+
+    def _check_room(self, size: tuple[int, int]) -> None:
+        """Refuse what ``auto`` would treat in windows, had the network's pixel decoder such."""
+        pixels = math.prod(size)
+        if self._mode == "auto" and pixels > self._whole_pixels:
+            raise PhotoError(
+                f"{size[1]}x{size[0]} pixels take about {self.cost.bytes(pixels) / 2**30:.1f} GiB and "
+                f"{self._memory / 2**30:.1f} are there; this network knows no windows: choose a smaller "
+                "inference.limit, or inference=whole to try all the same"
+            )
 
     def _fitted_size(self, size: tuple[int, int]) -> tuple[int, int]:
         if self._limit is not None:
@@ -203,4 +218,4 @@ def _at_size(found: Iterator[Band], source: tuple[int, int], size: tuple[int, in
 def _large_enough(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Bring a very small photo to the shortest side that the network takes."""
     height, width = pixels.shape[:2]
-    return resized(pixels, (max(height, _SMALLEST), max(width, _SMALLEST)))
+    return resized(pixels, (max(height, SMALLEST_SIDE), max(width, SMALLEST_SIDE)))

@@ -29,6 +29,8 @@ class BandedReceptiveField(nn.Module):
 
     def forward(self, d3_up: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:
         """(B, d, h, w) twice -> D2 (B, d, h, w) and its upsampling (B, d, 2h, 2w)."""
+        if d3_up.is_meta:  # where memory is counted: how far a band reaches depends on what is computed
+            return self.module(d3_up, s2)
         x = d3_up + s2
         _, channels, height, width = x.shape
         rows, d2 = rows_of(x), empty_map(x, channels, (height, width))

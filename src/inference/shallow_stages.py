@@ -82,7 +82,7 @@ class StreamedStages:
         """The first stages of an encoder if its layers are known and follow one another; else None."""
         siblings, before, _ = _stages(backbone.encoder)
         end = _flat_names(backbone.encoder)[-4]
-        if siblings is not backbone.encoder or end not in before[:-1]:
+        if backbone.pad_to != 1 or siblings is not backbone.encoder or end not in before[:-1]:
             return None
         layers, cut = [siblings.get_submodule(name) for name in before], before.index(end) + 1
         if row_chain(layers) is None:
@@ -212,7 +212,7 @@ class _FirstMaps(nn.Module):
 
 def deep_stages(backbone: Backbone, shallow: nn.Module) -> nn.Module | None:
     """An encoder that goes on from the map at stride 8, or None where there is no such thing."""
-    if shallow is backbone or backbone.pad_to != 1:
+    if shallow is backbone or _STRIDE % backbone.pad_to:  # the map at stride 8 would be cut
         return None
     encoder = _sharing_copy(backbone.encoder)
     siblings, before, _ = _stages(encoder)
@@ -236,7 +236,10 @@ def _stages(encoder: Any) -> tuple[nn.Module, list[str], list[str]]:
     """The module that holds the stages, its children up to the one that ends at stride 8, and those after it."""
     stage, flat = encoder.feature_info.module_name()[-3], _flat_names(encoder)[-3]
     path, _, last = ("", "", flat) if flat in dict(encoder.named_children()) else stage.rpartition(".")
-    siblings = encoder.get_submodule(path)
+    try:
+        siblings = encoder.get_submodule(path)
+    except AttributeError:  # timm keeps some encoders inside of another module
+        return encoder, [], []
     names = [name for name, _ in siblings.named_children()]
     if last not in names:
         return siblings, [], []

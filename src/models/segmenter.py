@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from src.models.backbone import Backbone
 from src.structures import MaskPrediction, PixelFeatures, QueryPrediction, Targets, TrainingPrediction
 
+SMALLEST_SIDE = 64  # of an image, pixels
+
 
 class Segmenter(nn.Module):
     """MaSSFormer and its relatives: one query predicts one class and one mask.
@@ -47,7 +49,7 @@ class Segmenter(nn.Module):
         """Predict masks.
 
         Args:
-            images: normalised (B, 3, H, W); both sides at least 64.
+            images: normalised (B, 3, H, W); both sides at least ``SMALLEST_SIDE``.
             targets: ground truth, used in training by piloting only.
 
         Returns:
@@ -61,7 +63,7 @@ class Segmenter(nn.Module):
         """Normalised (B, 3, H, W) -> mask features, memories and edge logits.
 
         Raises:
-            ValueError: not a (B, 3, H, W) batch of normalised values, or a side below 64 pixels.
+            ValueError: not a (B, 3, H, W) batch of normalised values, or a side below ``SMALLEST_SIDE``.
         """
         if not images.is_floating_point():
             raise ValueError(
@@ -70,10 +72,10 @@ class Segmenter(nn.Module):
             )
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images must have shape (B, 3, H, W), not {tuple(images.shape)}")
-        if min(images.shape[-2:]) < 64:
+        if min(images.shape[-2:]) < SMALLEST_SIDE:
             raise ValueError(
-                f"images must be at least 64 pixels on both sides, not {images.shape[-2]}x{images.shape[-1]}; "
-                "enlarge or pad them first"
+                f"images must be at least {SMALLEST_SIDE} pixels on both sides, not "
+                f"{images.shape[-2]}x{images.shape[-1]}; enlarge or pad them first"
             )
         return self.pixel_decoder(images, self.backbone(images))
 

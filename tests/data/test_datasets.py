@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from src.data.classes import ClassMap, Taxonomy
 from src.data.crops import RandomCrop
@@ -19,6 +22,7 @@ from src.data.datasets import (
     RawCrop,
     augmented,
     collate_crops,
+    quiet_worker,
     single,
 )
 from src.data.folder import FolderSource, benchmark_folders
@@ -103,3 +107,19 @@ class TestEvaluationDataset:
     def test_a_batch_is_one_photo(self, source: FolderSource) -> None:
         item = EvaluationDataset(source, (4096, 3072), enlarge=False)[1]
         assert single([item]) is item
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not tell who sent a signal")
+def test_a_worker_ends_when_its_loader_says_so_and_for_nobody_else() -> None:
+    loader = DataLoader(range(200), num_workers=1, worker_init_fn=quiet_worker)  # type: ignore[arg-type]
+    batches = iter(loader)
+    next(batches)
+    worker = batches._workers[0]  # type: ignore[attr-defined]
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # another process, as a cluster's
+    assert len(list(batches)) == 199
+    batches = iter(loader)
+    next(batches)
+    worker = batches._workers[0]  # type: ignore[attr-defined]
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode is not None

@@ -33,6 +33,10 @@ from src.errors import UserError
 from src.structures import CropBatch
 from src.train import train
 
+pytestmark = pytest.mark.skipif(
+    shutil.which("jpegtran") is None, reason="needs jpegtran (libjpeg-turbo-progs)"
+)
+
 BinaryWriter = pytest.importorskip("litdata.streaming.writer").BinaryWriter
 boto3 = pytest.importorskip("boto3")
 

@@ -39,6 +39,10 @@ from src.data.targets import boundary_map
 from src.errors import UserError, message_of
 from src.photos import PhotoError, read_photo, upright
 
+pytestmark = pytest.mark.skipif(
+    shutil.which("jpegtran") is None, reason="needs jpegtran (libjpeg-turbo-progs)"
+)
+
 CLASSES = {"background": [0, 0, 0], "person": [255, 0, 0], "sky": [0, 0, 255]}
 CLASS_MAP = ClassMap(Taxonomy.from_mapping(CLASSES))
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from src.inference import rows, shallow_stages
+from src.inference import Predictor, rows, semantic_scores, shallow_stages
 from src.inference.encoder import BandedEncoder
 from src.inference.folding import inference_copy
 from src.inference.shallow_stages import StreamedStages, banded_stages, reach
@@ -32,6 +33,7 @@ def exact_networks(build_network: Callable[..., Segmenter]) -> Callable[[str], S
         ("resnet50", 2**30),
         ("efficientnet_lite0", 2**18),
         ("efficientnet_lite0", 2**30),
+        ("tf_efficientnet_lite0", 2**18),
     ],
 )
 def test_bands_equal_the_whole(
@@ -88,6 +90,18 @@ def test_common_encoders_can_be_divided(network: Segmenter, name: str) -> None:
     other = inference_copy(network)
     other.backbone = Backbone(name, weights="none", pad_to=1).eval()
     assert BandedEncoder.of(other) is not None
+
+
+@pytest.mark.parametrize("name", ["twins_svt_small", "tf_mobilenetv3_small_minimal_100"])
+def test_encoders_that_are_not_divided_are_not_changed(
+    exact_networks: Callable[[str], Segmenter], image: Tensor, name: str
+) -> None:
+    """One whose stages lie inside of another module, and one that pads before it convolves and rectifies."""
+    network = exact_networks(name)
+    with torch.inference_mode():
+        expected = semantic_scores(network(network.normalise(image)[None]), (170, 233))[0].numpy()
+    found = Predictor(network)(image.permute(1, 2, 0).numpy()).scores
+    assert np.abs(found - expected).max() < 1e-4
 
 
 def test_encoders_that_look_everywhere_stay_whole(network: Segmenter) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from src.inference.png import PngWriter
 
@@ -50,6 +50,23 @@ def test_nothing_remains_of_an_unfinished_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 of 4 rows"), PngWriter(tmp_path / "x.png", 4, 4) as writer:
         writer.write(np.zeros((2, 4), np.uint8))
     assert not any(tmp_path.iterdir())
+
+
+def test_nothing_remains_when_the_disk_is_full(tmp_path: Path) -> None:
+    writer = PngWriter(tmp_path / "x.png", 64, 64)
+    writer._file.close()
+    writer._file = open("/dev/full", "wb")  # noqa: SIM115
+    with pytest.raises(OSError, match="No space"), writer:
+        writer.write(np.zeros((64, 64), np.uint8))
+    assert not any(tmp_path.iterdir())
+
+
+def test_colour_profiles_are_kept(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    with PngWriter(tmp_path / "x.png", 4, 4, "rgba", profile=profile) as writer:
+        writer.write(np.zeros((4, 4, 4), np.uint8))
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.info["icc_profile"] == profile
 
 
 def test_rows_that_do_not_fit(tmp_path: Path) -> None:

@@ -11,9 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from src.checkpoints.store import build_network
+from src.config import compose_config, to_plain
 from src.inference import Predictor, semantic_scores
 from src.inference.semantic import telling_queries
 from src.models.segmenter import Segmenter
+from src.photos import PhotoError
 
 
 def test_arrays_and_files_give_what_the_network_says(
@@ -111,6 +114,42 @@ def test_tiny_photos(network: Segmenter, size: tuple[int, int]) -> None:
     result = Predictor(network)(np.full((*size, 3), 90, np.uint8))
     assert result.label.shape == size
     assert np.isfinite(result.scores).all()
+
+
+RUNGS = ("ablation_baseline", "ablation_cst", "ablation_rfb", "ablation_lse", "ablation_egf", "mask2former")
+
+
+@pytest.mark.parametrize("experiment", RUNGS)
+def test_every_network_predicts(experiment: str, image: Tensor) -> None:
+    overrides = [f"experiment={experiment}", "model/size=nano", "model.backbone.weights=none", "run_dir=."]
+    torch.manual_seed(0)
+    network = build_network(to_plain(compose_config("train", overrides))).eval().double()
+    pixels = image.permute(1, 2, 0).numpy()
+    with torch.inference_mode():
+        expected = semantic_scores(network(network.normalise(image)[None]), (170, 233))[0].numpy()
+    assert np.abs(Predictor(network)(pixels).scores - expected).max() < 1e-4
+    if experiment != "mask2former":
+        narrow = Predictor(network, mode="tiled")(np.ascontiguousarray(pixels[:40]))
+        assert np.isfinite(narrow.scores).all()
+
+
+def test_a_long_narrow_photo_in_windows(network: Segmenter) -> None:
+    """Reduced for the overview it is lower than what a network takes."""
+    predictor = Predictor(network, mode="tiled")
+    predictor._tiled._overview_pixels = 100 * 1000
+    result = predictor(np.random.default_rng(0).integers(0, 255, (100, 4000, 3), dtype=np.uint8))
+    assert result.label.shape == (100, 4000)
+    assert np.isfinite(result.scores).all()
+
+
+def test_a_network_without_windows_refuses_what_does_not_fit(image: Tensor) -> None:
+    overrides = ["experiment=mask2former", "model/size=nano", "model.backbone.weights=none", "run_dir=."]
+    network = build_network(to_plain(compose_config("train", overrides))).eval()
+    predictor = Predictor(network, memory_gb=2)
+    assert predictor(image.permute(1, 2, 0).numpy()).label.shape == (170, 233)
+    side = int(predictor.cost.pixels(2 * 2**30) ** 0.5)
+    with pytest.raises(PhotoError, match=r"inference\.limit"):
+        predictor(np.zeros((side, side + 100, 3), np.uint8))
 
 
 def test_wrong_arguments(network: Segmenter) -> None:

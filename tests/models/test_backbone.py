@@ -168,6 +168,19 @@ def test_hugging_face_offline_mode_is_a_failed_download(tmp_path):
     assert "model.backbone.weights=none" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "maxvit_tiny_tf_224"])
+def test_encoders_of_one_size_are_refused(name):
+    with pytest.raises(UserError, match="images of one size only"):
+        Backbone(name, weights="none")
+
+
+def test_normalisation_is_that_of_the_weights():
+    assert Backbone("resnet18.tv_in1k", weights="none").mean == (0.485, 0.456, 0.406)
+    assert Backbone("tf_efficientnet_lite0", weights="none").mean == (0.5, 0.5, 0.5)
+    given = Backbone("tf_efficientnet_lite0", weights="none", mean=(0.1, 0.2, 0.3), std=(1, 2, 3))
+    assert (given.mean, given.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
+
+
 def test_norm_scale_and_shift_can_be_frozen_while_statistics_move():
     encoder = Backbone("resnet18.tv_in1k", weights="none", freeze_norm_affine=True).train()
     norm = encoder.encoder.bn1

@@ -36,7 +36,7 @@ def write_shards(entries: Path, folder: Path, megabytes: int, progress: Callable
     try:
         from litdata.streaming.writer import BinaryWriter
     except ImportError as error:
-        raise UserError('LitData is not installed: pip install "massformer[streaming]"') from error
+        raise UserError('LitData is not installed: pip install -e ".[streaming]"') from error
     manifest = Manifest.read(entries)
     names = sorted(manifest.entries)
     if not names:
