@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
 from src.data.classes import extend_classes
 from src.errors import UserError
@@ -46,8 +47,15 @@ def data_config(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
-    """Every interpolation resolved, plain dicts, lists and values only."""
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    """Every interpolation resolved, plain dicts, lists and values only.
+
+    Raises:
+        UserError: a value refers to another that the chosen groups do not have.
+    """
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except InterpolationKeyError as error:
+        raise UserError(f"the chosen options do not fit together: {str(error).splitlines()[0]}") from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +27,14 @@ from src.engine.stored_data import build_data
 from src.errors import UserError, explained
 from src.metrics.suite import SegmentationMetrics
 from src.metrics.table import class_table, render, without_curve
-from src.report.benchmark import is_mass13k, published_scores
+from src.report.benchmark import deviations, is_mass13k, published_scores
 from src.report.comparison import check_comparable
 from src.report.console import comparison_tables, interval_line, published_table
 from src.report.predictions import Measured, find_predictions, score_predictions
 from src.report.record import Evaluation, read_record
 from src.report.results import Bootstrap, compared, find_out, metric_settings, write_page, write_tables
+
+log = logging.getLogger(__name__)
 
 
 class Evaluated(NamedTuple):
@@ -71,14 +75,12 @@ def evaluate(config: DictConfig) -> float:
     bootstrap = _bootstrap(plain)
     other = read_record(Path(config.compare).expanduser()) if config.compare else None
     checkpoint = read(Path(config.checkpoint).expanduser()) if config.checkpoint else None
-    data_config = plain.get("data") or (checkpoint.config["data"] if checkpoint else None)
-    if data_config is None:
-        raise UserError("predictions=<folder> needs the labels to score them by: give data=<choice> too")
+    data_config, changes = _data_config(plain.get("data"), checkpoint)
     if checkpoint is not None:
         _check_classes(checkpoint, data_config)
     data: SegmentationDataModule
-    if checkpoint is not None and not plain.get("data"):
-        data = build_data(checkpoint.config, num_workers=config.num_workers)
+    if changes is not None and checkpoint is not None:
+        data = build_data(checkpoint.config, **(changes | {"num_workers": config.num_workers}))
     else:
         data = build({**data_config, "num_workers": config.num_workers})
     data.prepare_data()
@@ -141,6 +143,9 @@ def _write_results(
         "data": str(data_config["root"]),
         "split": split,
     }
+    if checkpoint is not None:
+        limit, enlarge = data_config.get("evaluation_limit"), data_config.get("enlarge")
+        facts["photos"] = f"{'fitted' if enlarge else 'reduced'} to {limit}"
     findings = find_out(
         facts, data.taxonomy, evaluated.metrics, evaluated.scores, evaluated.images, bootstrap
     )
@@ -151,7 +156,11 @@ def _write_results(
     published = None
     if is_mass13k(data_config):
         published = published_scores(
-            findings.intervals, split, len(findings.images.names), *_method(checkpoint)
+            findings.intervals,
+            split,
+            len(findings.images.names),
+            *_method(checkpoint),
+            deviations=deviations(data_config, plain["metrics"], by_network=checkpoint is not None),
         )
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -181,6 +190,35 @@ def _bootstrap(plain: dict[str, Any]) -> Bootstrap:
     if not isinstance(seed, int) or seed < 0:
         raise UserError(f"seed={seed}: give a whole number, at least 0")
     return Bootstrap(samples, level, seed)
+
+
+def _data_config(
+    given: dict[str, Any] | None, checkpoint: Checkpoint | None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The data's configuration, and what it changes of the checkpoint's, or None where it is not the checkpoint's.
+
+    Raises:
+        UserError: neither says which data.
+    """
+    chosen = given is not None and "_target_" in given
+    if chosen and given is not None:
+        if checkpoint is not None:
+            _tell_other_sizes(given, checkpoint.config["data"])
+        return given, None
+    if checkpoint is None:
+        raise UserError("predictions=<folder> needs the labels to score them by: give data=<choice> too")
+    return checkpoint.config["data"] | (given or {}), given or {}
+
+
+def _tell_other_sizes(data_config: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Tell where photos are scored at another size than the network was validated at."""
+    keys = ("evaluation_limit", "enlarge")
+    if before.get("enlarge") and any(before.get(key) != data_config.get(key) for key in keys):
+        log.warning(
+            "the network was validated on photos enlarged to %s; data.evaluation_limit and data.enlarge=true do so "
+            "here too",
+            before.get("evaluation_limit"),
+        )
 
 
 def _method(checkpoint: Checkpoint | None) -> tuple[str, str]:

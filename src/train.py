@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +31,13 @@ from src.engine.logging import quiet_lightning
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
 from src.engine.report import means_line, print_results
+from src.engine.resuming import check_resumable
 from src.engine.sweep import SweepRun, print_sweep
 from src.errors import UserError, explained
 from src.models.recomputation import checkpoint_network
 from src.models.segmenter import count_parameters
 
 log = logging.getLogger(__name__)
-
-# values of recipe.optimiser that come with the optimiser's state on resuming
-_RESTORED = ("lr", "weight_decay", "backbone_lr_factor", "offset_lr_factor")
-# other values that steps follow from
-_STEPS = (
-    "recipe.steps",
-    "recipe.num_points",
-    "recipe.ema_decay",
-    "recipe.optimiser.warmup_steps",
-    "recipe.optimiser.clip_norm",
-    "trainer.accumulate_grad_batches",
-    "trainer.precision",
-)
-# values of the data that say which photos and labels these are
-_PLACES = ("root", "folders", "class_map", "store")
-# values of the data that crops follow from
-_STREAM = ("seed", "crop_size", "batch_size", "scales", "samples_per_epoch")
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
@@ -74,8 +57,10 @@ def train(config: DictConfig) -> float | None:
     """Train and validate; results lie in ``config.run_dir``."""
     quiet_lightning()
     plain = to_plain(config)
+    resume = None
     if config.resume:
-        _check_resumable(config.resume, plain)
+        resume = str(Path(config.resume).expanduser())
+        check_resumable(resume, plain)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
@@ -93,6 +78,8 @@ def train(config: DictConfig) -> float | None:
     )
     _keep_metrics(Path(config.run_dir))
     trainer = _trainer(config, plain)
+    data.check_epoch(trainer.world_size, trainer.accumulate_grad_batches)
+    _tell_crops(config, trainer)
     try:
         if trainer.is_global_zero:
             folder = Path(config.run_dir)
@@ -104,7 +91,7 @@ def train(config: DictConfig) -> float | None:
             untrained = module.latest_scores
             if untrained is not None:
                 log.info("before training: %s", means_line(untrained))
-        trainer.fit(module, data, ckpt_path=config.resume, weights_only=True)
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         wandb.finish()  # says what it has to say before the results
         if trainer.is_global_zero:
             scores = None if module.latest_scores is untrained else module.latest_scores
@@ -128,7 +115,7 @@ def announce(config: DictConfig) -> None:
     """Say first which data and recipe are used, and how to choose others."""
     choices = HydraConfig.get().runtime.choices
     log.info(
-        "%s: model/size=%s (%s), data=%s (%s), recipe=%s (%s steps of %s crops, %s px)",
+        "%s: model/size=%s (%s), data=%s (%s), recipe=%s (%s steps of %s crops per device, %s px)",
         config.name,
         choices.get("model/size"),
         config.model.backbone.name,
@@ -143,6 +130,23 @@ def announce(config: DictConfig) -> None:
         log.info(
             "These are the embedded synthetic scenes. For the benchmark: "
             "data=mass13k data.root=<folder> recipe=paper; for your own photos: data=own data.root=<folder>."
+        )
+
+
+def _tell_crops(config: DictConfig, trainer: Trainer) -> None:
+    """How many crops a step has over all devices, where that is not the recipe's number."""
+    crops = config.recipe.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    meant = config.recipe.crops_per_step
+    if meant is not None and crops != meant:
+        log.warning(
+            "a step has %d crops (%d x %d devices x %d accumulated), recipe=%s means %d: change recipe.batch_size, "
+            "trainer.devices or trainer.accumulate_grad_batches",
+            crops,
+            config.recipe.batch_size,
+            trainer.world_size,
+            trainer.accumulate_grad_batches,
+            config.recipe.name,
+            meant,
         )
 
 
@@ -169,8 +173,17 @@ def _start_from(network: nn.Module, config: DictConfig) -> None:
     """Weights of another run; where the data has new classes, these rows alone are new."""
     checkpoint = read(config.init_from)
     if "new_classes" not in config.data:
+        theirs, ours = list(checkpoint.classes), list(config.data.classes)
+        if theirs != ours and sorted(theirs) == sorted(ours):
+            raise UserError(
+                f"{config.init_from} has the same classes in another order ({', '.join(theirs)}); give them in that "
+                f"order, which is not {', '.join(ours)}"
+            )
         load_weights(network, checkpoint)
         log.info("weights start from %s", config.init_from)
+        for before, name in zip(theirs, ours, strict=True):
+            if before != name:
+                log.warning("  class %s starts as what was %s there", name, before)
         return
     rows = grow_weights(network, checkpoint, list(config.data.classes), config.data.others)
     log.info("weights start from %s, %s", config.init_from, "apart from:" if rows else "all of them")
@@ -212,60 +225,6 @@ def _keep_metrics(folder: Path) -> None:
             kept = next(path for path in earlier if not path.exists())
             metrics.rename(kept)
             log.info("the %s of the run before are in %s", metrics.stem, kept)
-
-
-def _check_resumable(path: str, plain: dict[str, Any]) -> None:
-    """Refuse, before anything is loaded, a checkpoint that would not be continued as configured."""
-    checkpoint = read(path)
-    if checkpoint.config["model"]["network"] != plain["model"]["network"]:
-        raise UserError(
-            f"{path} belongs to another network than the one configured. Give the same experiment, model and data "
-            "options as the interrupted run (they are in the config.yaml of its folder), or start a new run from its "
-            "weights with init_from instead of resume."
-        )
-    theirs, ours = list(checkpoint.classes), list(plain["data"]["classes"])
-    if theirs != ours:
-        raise UserError(
-            f"{path} was trained for the classes {', '.join(theirs)}, the data has {', '.join(ours)}"
-        )
-    before = checkpoint.config.get("recipe", {}).get("optimiser", {})
-    now = plain["recipe"]["optimiser"]
-    changed = [key for key in _RESTORED if before.get(key, now[key]) != now[key]]
-    if changed:
-        values = ", ".join(f"recipe.optimiser.{key}={before[key]} (not {now[key]})" for key in changed)
-        raise UserError(
-            f"{path} goes on with its optimiser's state, which holds {values}. Give these values, or start a new run "
-            "from its weights with init_from instead of resume."
-        )
-    averaged, averages = (_value(found, "recipe.ema_decay") for found in (checkpoint.config, plain))
-    if "recipe" in checkpoint.config and (averaged is None) != (averages is None):
-        raise UserError(
-            f"{path} was trained with recipe.ema_decay={averaged} (not {averages}): averaged weights come beside the "
-            "trained ones. Give this value, or start a new run from its weights with init_from instead of resume."
-        )
-    for key in _STEPS:
-        then, value = _value(checkpoint.config, key), _value(plain, key)
-        if then is not None and then != value:
-            log.warning(
-                "%s was %s and is %s now: the run goes on, but not as it would have", key, then, value
-            )
-    for key in _STREAM:
-        then, value = checkpoint.config["data"].get(key), plain["data"].get(key)
-        if then != value:
-            log.warning("data.%s was %s and is %s now: the run goes on, with other crops", key, then, value)
-    for key in _PLACES:
-        then, value = checkpoint.config["data"].get(key), plain["data"].get(key)
-        if then != value:
-            log.warning(
-                "data.%s was %s and is %s now: the run goes on with what lies there", key, then, value
-            )
-
-
-def _value(config: Any, key: str) -> Any:
-    """What stands at a.b.c in nested dictionaries; None where there is nothing."""
-    for part in key.split("."):
-        config = config.get(part) if isinstance(config, Mapping) else None
-    return config
 
 
 if __name__ == "__main__":

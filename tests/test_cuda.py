@@ -151,7 +151,7 @@ def test_metrics_are_those_of_a_cpu() -> None:
 def configure(scenes: Path, tmp_path: Path) -> Callable[..., DictConfig]:
     def compose(*overrides: str, run: str = "run", steps: int = 4) -> DictConfig:
         schedule = [f"recipe.{name}={steps}" for name in ("steps", "val_every", "save_every")]
-        folders = [f"data.root={scenes}", f"run_dir={tmp_path / run}", "data.max_long_edge=null"]
+        folders = [f"data.root={scenes}", f"run_dir={tmp_path / run}"]
         small = ["recipe.crop_size=64", "recipe.num_points=128", "recipe.samples_per_epoch=8"]
         small += ["recipe.validate_first=false", "num_workers=0", "logger.wandb=null"]
         small += ["callbacks.progress=null", "+trainer.enable_progress_bar=false"]

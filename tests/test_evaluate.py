@@ -18,7 +18,7 @@ from PIL import Image
 
 from src.config import compose_config
 from src.errors import UserError
-from src.evaluate import evaluate
+from src.evaluate import _tell_other_sizes, evaluate
 from src.metrics.suite import SegmentationMetrics
 from src.train import train
 
@@ -266,7 +266,6 @@ def test_a_checkpoint_and_its_predictions_score_the_same(scenes: Path, run, tmp_
                 "model.backbone.weights=none",
                 "data=mass13k",
                 f"data.root={scenes}",
-                "data.max_long_edge=null",
                 "recipe.crop_size=64",
                 "recipe.num_points=128",
                 "recipe.samples_per_epoch=4",
@@ -300,6 +299,19 @@ def test_a_checkpoint_and_its_predictions_score_the_same(scenes: Path, run, tmp_
     )
     for part in ("class", "confusion", "per_image", "intervals"):
         assert by_network[part] == by_files[part]
+
+    (tmp_path / "moved").symlink_to(scenes)
+    moved = [f"checkpoint={checkpoint}", f"+data.root={tmp_path / 'moved'}", f"run_dir={tmp_path / 'again'}"]
+    assert evaluate(compose_config("evaluate", [*QUIET, "report=null", *moved])) == pytest.approx(network)
+
+
+def test_another_size_than_the_networks_validation_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    enlarged = {"evaluation_limit": [960, 720], "enlarge": True}
+    _tell_other_sizes(enlarged, enlarged)
+    _tell_other_sizes(enlarged, {"evaluation_limit": [4096, 3072], "enlarge": False})
+    assert caplog.text == ""
+    _tell_other_sizes({"evaluation_limit": [4096, 3072], "enlarge": False}, enlarged)
+    assert "enlarged to [960, 720]" in caplog.text
 
 
 @pytest.mark.slow

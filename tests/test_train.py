@@ -19,7 +19,8 @@ import pytest
 import torch
 from omegaconf import DictConfig, open_dict
 
-from src.config import build, compose_config
+from src.checkpoints.store import build_network, write
+from src.config import build, compose_config, to_plain
 from src.data.targets import boundary_map
 from src.engine.callbacks import WholeCheckpoints
 from src.engine.module import SegmentationModule
@@ -36,7 +37,6 @@ TINY = [
     "model/size=nano",
     "model.backbone.weights=none",
     "data=mass13k",
-    "data.max_long_edge=null",
     "recipe.crop_size=64",
     "recipe.num_points=128",
     "recipe.samples_per_epoch=8",
@@ -615,7 +615,17 @@ def test_changes_that_a_resumed_run_feels_are_told(
     train(
         configure(*quiet, resume, "recipe.optimiser.warmup_steps=1", "trainer.precision=bf16-mixed", steps=2)
     )
+    changed = [
+        "loss.points.kernel=7",
+        "+data.max_class_share=0.9",
+        "data.enlarge=true",
+        "+trainer.deterministic=false",
+    ]
+    train(configure(*quiet, resume, *changed, steps=2))
+    assert "data.enlarge" not in caplog.text  # of scores alone
     for key, then, now in (
+        ("loss.points.kernel", "5", "7"),
+        ("data.max_class_share", "None", "0.9"),
         ("recipe.steps", "1", "2"),
         ("recipe.optimiser.warmup_steps", "15", "1"),
         ("trainer.precision", "32-true", "bf16-mixed"),
@@ -675,6 +685,50 @@ def test_lost_statistics_count_as_lost_weights(
     monkeypatch.setattr(SegmentationModule, "optimizer_step", overflow)
     with pytest.raises(FloatingPointError, match="statistics are not finite"):
         train(configure("recipe.save_every=1", "callbacks.early_look=null", steps=2))
+
+
+def test_only_training_can_be_resumed(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    config = to_plain(configure())
+    write(tmp_path / "weights.ckpt", config, build_network(config).state_dict())
+    with pytest.raises(UserError, match=r"weights alone.*init_from"):
+        train(configure(f"resume={tmp_path / 'weights.ckpt'}"))
+
+
+def test_weights_of_the_same_classes_in_another_order_are_refused(
+    configure: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = to_plain(configure())
+    state, classes = build_network(config).state_dict(), config["data"]["classes"]
+    quiet = ["callbacks.panels=null", "callbacks.early_look=null", "metrics.boundary_f1=false"]
+    config["data"]["classes"] = dict(reversed(classes.items()))
+    write(tmp_path / "reversed.ckpt", config, state)
+    with pytest.raises(UserError, match="another order"):
+        train(configure(*quiet, f"init_from={tmp_path / 'reversed.ckpt'}"))
+    config["data"]["classes"] = {("lake" if name == "water" else name): rgb for name, rgb in classes.items()}
+    write(tmp_path / "lake.ckpt", config, state)
+    train(configure(*quiet, f"init_from={tmp_path / 'lake.ckpt'}", steps=1))
+    assert "class water starts as what was lake there" in caplog.text
+
+
+def test_an_epoch_of_no_step_is_told_before_anything_is_scored(
+    configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SegmentationModule, "validation_step", lambda *_: pytest.fail("validated"))
+    with pytest.raises(UserError, match="do not fill one step"):
+        train(configure("recipe.validate_first=true", "recipe.batch_size=9"))
+
+
+def test_crops_of_a_step_other_than_the_recipes_are_told(
+    configure: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    quiet = ["callbacks.panels=null", "callbacks.early_look=null", "metrics.boundary_f1=false"]
+    train(configure(*quiet, "recipe.crops_per_step=16", steps=1))
+    assert "a step has 2 crops (2 x 1 devices x 1 accumulated)" in caplog.text
+
+
+def test_options_that_do_not_fit_together_are_told() -> None:
+    with pytest.raises(UserError, match=r"do not fit together.*new_classes"):
+        to_plain(compose_config("train", ["experiment=new_category", "data=own", "run_dir=."]))
 
 
 def test_weights_of_another_network_are_refused(configure: Callable[..., DictConfig], tmp_path: Path) -> None:

@@ -89,10 +89,11 @@ def match_files(split: str, folders: SplitFolders) -> tuple[list[Task], list[Fau
             faults.append(
                 Fault("missing pair", split, files[0], f"has the stem of {twins} too; keep one of them")
             )
-    others = sorted(folders.labels.iterdir()) if folders.labels.is_dir() else []
+    others: dict[str, Path] = {}
+    for file in sorted(folders.labels.iterdir()) if folders.labels.is_dir() else []:
+        others.setdefault(file.stem, file)
     for stem in sorted(images.keys() - labels.keys()):
-        lossy = [file for file in others if file.stem == stem]
-        hint = f"; {lossy[0].name} is no PNG, and lossy formats change ids" if lossy else ""
+        hint = f"; {others[stem].name} is no PNG, and lossy formats change ids" if stem in others else ""
         detail = f"no label map {stem}.png in {folders.labels}{hint}"
         faults.append(Fault("missing pair", split, images[stem][0], detail))
     for stem in sorted(labels.keys() - images.keys()):
@@ -146,7 +147,8 @@ def check_label(
         faults.append(("size mismatch", detail))
     ids = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
     unknown = [raw for raw in ids.tolist() if meaning(class_map, raw) is None]
-    ignores = meaning(class_map, IGNORE) == IGNORE  # or 255 is the id of a class
+    # or 255 is the id of a class, or maps of one class have nothing but 0 and 255
+    ignores = meaning(class_map, IGNORE) == IGNORE and len(taxonomy.names) > 1
     if ignores and ids.tolist() == [0, IGNORE]:
         share = 100 * float((label == IGNORE).mean())
         detail = f"only 0 and 255 ({share:.1f} % of the pixels); a 0/255 mask? Replace 255 by the object's class id"

@@ -72,7 +72,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: no such file, not a checkpoint, or one that needs unsafe unpickling.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
@@ -101,7 +101,26 @@ def read(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: the file is unreadable, it does not come from this project, or its weights are not finite.
     """
+    return _described(read_file(path), path)
+
+
+def read_training(path: str | Path) -> Checkpoint:
+    """Read a checkpoint from which training can go on.
+
+    Raises:
+        CheckpointError: as ``read``, or it holds weights alone.
+    """
     content = read_file(path)
+    checkpoint = _described(content, path)
+    if "optimizer_states" not in content:
+        raise CheckpointError(
+            f"{path} holds weights alone, and no state of an optimiser to go on from: start a new run from them with "
+            "init_from instead of resume."
+        )
+    return checkpoint
+
+
+def _described(content: Mapping[str, Any], path: str | Path) -> Checkpoint:
     config, state = content.get("config"), content.get("state_dict")
     if not isinstance(config, dict) or "model" not in config:
         raise CheckpointError(

@@ -25,8 +25,8 @@ from src.data.source import LabelledPhoto, Window
 from src.errors import UserError
 from src.structures import IGNORE
 
-# The colour under padding: the ImageNet mean, so that it is close to zero after normalisation, as in the
-# release.
+# The colour under padding: the ImageNet mean, close to zero after normalisation, as in the release. Distortion and
+# flips come after padding, so it may change its tone and side.
 PADDING_COLOUR = (124, 116, 104)
 
 

@@ -151,9 +151,19 @@ class SegmentationDataModule(LightningDataModule):
         if self.is_streamed(split):
             raise UserError(
                 f"data.store={self._store} is streamed, so its photos cannot be opened one by one; evaluate with "
-                "report=null, or from the files themselves with data.store=null"
+                "report=null, or from the files themselves with data.store=null (+data.store=null where the "
+                "checkpoint names the data)"
             )
         return self._sources[split]
+
+    def check_epoch(self, ranks: int, accumulated: int) -> None:
+        """Refuse epochs of less than one step, on so many devices, before anything else is done.
+
+        Raises:
+            UserError: the samples of an epoch do not fill a step.
+        """
+        if not self.is_streamed("train"):
+            self._sampler(0, ranks, accumulated)
 
     def pairs(self, split: str) -> list[Pair]:
         """Photos and label maps of a split; errors as ``setup``."""
@@ -174,25 +184,20 @@ class SegmentationDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[CropBatch]:
         if self.is_streamed("train"):
             return self._stream("train")
-        source = self._sources["train"]
-        rank, ranks = self._ranks()
-        samples = self._samples_per_epoch or len(source)
+        accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
         return ResumableLoader(
-            CropDataset(source, self._make_crop, self._seed),
+            CropDataset(self._sources["train"], self._make_crop, self._seed),
             batch_size=self._batch_size,
-            sampler=CropSampler(
-                len(source),
-                samples,
-                self._batch_size,
-                self._seed,
-                rank,
-                ranks,
-                1 if self.trainer is None else self.trainer.accumulate_grad_batches,
-            ),
+            sampler=self._sampler(*self._ranks(), accumulated),
             collate_fn=collate_crops,
             drop_last=True,
             **self._loading(),
         )
+
+    def _sampler(self, rank: int, ranks: int, accumulated: int) -> CropSampler:
+        photos = len(self._sources["train"])
+        samples = self._samples_per_epoch or photos
+        return CropSampler(photos, samples, self._batch_size, self._seed, rank, ranks, accumulated)
 
     def val_dataloader(self) -> DataLoader[LabelledImage]:
         return self._evaluation_loader("val")

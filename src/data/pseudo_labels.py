@@ -231,15 +231,16 @@ class PseudoLabelSource:
         where: str,
     ) -> None:
         self._precise = precise
-        self._unlabelled = [photo for photo in unlabelled if photo.stem in pseudo.names]
+        known = pseudo.names
+        self._unlabelled = [photo for photo in unlabelled if photo.stem in known]
         self._pseudo = pseudo
         self._ids = first, others
         self.names: Sequence[str] = (*precise.names, *(photo.stem for photo in self._unlabelled))
-        with_pseudo = len(pseudo.names.intersection(self.names))
+        with_pseudo = len(known.intersection(self.names))
         if with_pseudo == 0:
             raise DatasetError(
                 f"{where}: none of the {len(self.names)} photos has a pseudo label of its stem, as in "
-                f"{listed(sorted(pseudo.names))}; correct data.pseudo_labels"
+                f"{listed(sorted(known))}; correct data.pseudo_labels"
             )
         log.info(
             "%s: %d photos, %d with precise labels, %d with pseudo labels of %s",
@@ -249,7 +250,7 @@ class PseudoLabelSource:
             with_pseudo,
             ", ".join(pseudo.new_classes),
         )
-        bare = sorted(photo.stem for photo in unlabelled if photo.stem not in pseudo.names)
+        bare = sorted(photo.stem for photo in unlabelled if photo.stem not in known)
         if bare:
             log.warning("%s: %d photos have no label of any kind: %s", where, len(bare), listed(bare))
 

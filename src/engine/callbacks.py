@@ -147,7 +147,7 @@ class Throughput(Callback):
         self._waited = 0.0
         self._since = self._idle_since = time.perf_counter()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restart()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -163,7 +163,9 @@ class Throughput(Callback):
     ) -> None:
         self._crops += len(batch.images)
         self._idle_since = time.perf_counter()
-        if (batch_idx + 1) % self.every:
+        if (
+            trainer.fit_loop.epoch_loop.total_batch_idx % self.every != self.every - 1
+        ):  # epochs may be shorter
             return
         elapsed = self._idle_since - self._since
         pl_module.log("throughput/crops_per_second", self._crops / elapsed)

@@ -7,14 +7,18 @@ import netrc
 import os
 import socket
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import getproxies, proxy_bypass
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 log = logging.getLogger(__name__)
+
+_PATIENCE = 30  # seconds for the server to begin a run
 
 
 def quiet_lightning() -> None:
@@ -40,15 +44,16 @@ def wandb_mode(timeout: float = 3.0) -> str:
     if settings.mode in ("offline", "disabled"):  # by "wandb offline" in this folder
         return str(settings.mode)
     address = urlparse(settings.base_url)
+    proxies, host = getproxies(), address.hostname or ""
     if not (settings.api_key or settings.identity_token_file or _has_netrc_key(address.netloc)):
         return "offline"
+    if address.scheme in proxies and not proxy_bypass(host):
+        return "online"  # only W&B itself knows how to get through
     try:
-        with socket.create_connection((address.hostname or "", address.port or 443), timeout=timeout):
+        with socket.create_connection((host, address.port or 443), timeout=timeout):
             return "online"
     except OSError:
-        log.warning(
-            "W&B has a key, but %s does not answer: logging offline (wandb sync later)", address.hostname
-        )
+        log.warning("W&B has a key, but %s does not answer: logging offline (wandb sync later)", host)
         return "offline"
 
 
@@ -66,14 +71,23 @@ def _has_netrc_key(host: str) -> bool:
 def wandb_logger(
     project: str, name: str, save_dir: str, config: dict[str, Any], **options: Any
 ) -> WandbLogger:
-    """A logger for one run, whose configuration is the resolved one."""
+    """A logger for one run, whose configuration is the resolved one; offline where W&B refuses or does not answer."""
     os.makedirs(save_dir, exist_ok=True)
-    return WandbLogger(
+    make = partial(
+        WandbLogger,
         project=project,
         name=name,
         save_dir=save_dir,
-        mode=wandb_mode(),
         config=config,
         log_model=False,
-        **options,
+        **({"settings": wandb.Settings(init_timeout=_PATIENCE)} | options),
     )
+    mode = wandb_mode()
+    logger = make(mode=mode)
+    if mode == "online":
+        try:
+            logger.experiment  # noqa: B018  (begins the run)
+        except wandb.errors.Error as error:
+            log.warning("W&B refuses (%s): logging offline (wandb sync later)", error)
+            logger = make(mode="offline")
+    return logger

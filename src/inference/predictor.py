@@ -23,10 +23,9 @@ from src.inference.folding import inference_copy
 from src.inference.high_resolution import HighResolutionBranch
 from src.inference.large_photos import PhotoInMemory, PhotoRows, open_photo
 from src.inference.memory import WholeImageCost, available_bytes
-from src.inference.rows import ResizedStream
 from src.inference.semantic import best_class
 from src.inference.tiled import TiledPredictor, Tiling, is_divisible
-from src.inference.whole import Band, predict_whole
+from src.inference.whole import Band, at_size, predict_whole
 from src.models.segmenter import SMALLEST_SIDE
 from src.photos import PhotoError, fitted_size, resized
 
@@ -165,13 +164,14 @@ class Predictor:
             if self._tiled is not None and (self._mode == "tiled" or math.prod(fitted) > self._whole_pixels):
                 as_it_is = fitted == photo.size and min(fitted) >= SMALLEST_SIDE
                 source = photo if as_it_is else PhotoInMemory(_large_enough(_at(photo, fitted)))
-                yield from _at_size(self._tiled.bands(source), source.size, photo.size)
+                yield from at_size(self._tiled.bands(source), source.size, photo.size)
             else:
                 self._check_room(fitted)
                 image = torch.from_numpy(_large_enough(_at(photo, fitted))).to(self._device).permute(2, 0, 1)
                 prediction = predict_whole(self._network, image, self._encoder)
                 prediction.leave_out_queries(self._epsilon)
-                yield from prediction.bands(photo.size)
+                treated = (image.shape[1], image.shape[2])
+                yield from at_size(prediction.bands(treated), treated, photo.size)
 
     def _check_room(self, size: tuple[int, int]) -> None:
         """Refuse what ``auto`` would treat in windows, had the network's pixel decoder such."""
@@ -196,23 +196,6 @@ class Predictor:
 
 def _at(photo: PhotoRows, size: tuple[int, int]) -> NDArray[np.uint8]:
     return resized(photo.rows(0, photo.size[0]), size)
-
-
-def _at_size(found: Iterator[Band], source: tuple[int, int], size: tuple[int, int]) -> Iterator[Band]:
-    """Bands of a reduced or enlarged photo, resized to the photo's own size."""
-    if source == size:
-        yield from found
-        return
-    stream: ResizedStream | None = None
-    top = 0
-    for band in found:
-        maps = band.scores if band.edges is None else torch.cat((band.scores, band.edges[None]))
-        stream = stream or ResizedStream(source[0], size, maps)
-        rows = stream.push(maps[None])[0]
-        if rows.shape[1]:
-            scores = rows[: len(band.scores)]
-            yield Band(top, scores, None if band.edges is None else rows[-1])
-            top += rows.shape[1]
 
 
 def _large_enough(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -74,13 +74,6 @@ class DensePrediction:
             return None
         return resized_rows(self._edge_logits.float(), start, stop, size)[0, 0].sigmoid()
 
-    def label_map(self, size: tuple[int, int]) -> Tensor:
-        """(H, W) uint8 class of the highest score."""
-        labels = torch.empty(size, dtype=torch.uint8, device=self.classes.device)
-        for band in self.bands(size):
-            labels[band.top : band.top + band.scores.shape[1]] = best_class(band.scores)
-        return labels
-
 
 @torch.inference_mode()
 def predict_whole(network: Any, image: Tensor, encoder: BandedEncoder | None = None) -> DensePrediction:
@@ -160,7 +153,7 @@ def _predict_plainly(network: Any, image: Tensor) -> DensePrediction:
 
 @torch.inference_mode()
 def predict_labels(network: Any, image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Label map of one image, as evaluation needs it.
+    """Label map of one image, as evaluation needs it: of its scores at its own size, brought to that of the labels.
 
     Args:
         network: a segmenter in evaluation mode; it is not changed.
@@ -170,7 +163,32 @@ def predict_labels(network: Any, image: Tensor, size: tuple[int, int]) -> Tensor
     Returns:
         (*size) uint8 on the same device.
     """
-    return predict_whole(network, image).label_map(size)
+    treated = (image.shape[1], image.shape[2])
+    labels = torch.empty(size, dtype=torch.uint8, device=image.device)
+    for band in at_size(predict_whole(network, image).bands(treated), treated, size):
+        labels[band.top : band.top + band.scores.shape[1]] = best_class(band.scores)
+    return labels
+
+
+def at_size(found: Iterator[Band], treated: tuple[int, int], size: tuple[int, int]) -> Iterator[Band]:
+    """Bands of a reduced or enlarged photo, brought to another size: scores are resized, as the release does.
+
+    Args:
+        found: from top to bottom. treated: height and width that they have together. size: those of the result.
+    """
+    if treated == size:
+        yield from found
+        return
+    stream: ResizedStream | None = None
+    top = 0
+    for band in found:
+        maps = band.scores if band.edges is None else torch.cat((band.scores, band.edges[None]))
+        stream = stream or ResizedStream(treated[0], size, maps)
+        rows = stream.push(maps[None])[0]
+        if rows.shape[1]:
+            scores = rows[: len(band.scores)]
+            yield Band(top, scores, None if band.edges is None else rows[-1])
+            top += rows.shape[1]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from src.published import RESULTS, Scores, compare, published_result
@@ -11,6 +11,8 @@ from src.report.page import PublishedScores
 
 CLASSES = ("background", "person", "building", "tree", "ground", "sky", "water")
 IMAGES = {"val": 500, "test": 1500}
+LIMIT = (4096, 3072)  # that photos are fitted to
+BOUNDARY_RATIO = 0.001
 _REFERENCE = "MaSSFormer"
 
 
@@ -20,8 +22,33 @@ def is_mass13k(data: Mapping[str, Any]) -> bool:
     return tuple(data["classes"]) == CLASSES and not changed
 
 
+def deviations(data: Mapping[str, Any], metrics: Mapping[str, Any], by_network: bool) -> list[str]:
+    """In what an evaluation differs from the paper's, sentences.
+
+    Args:
+        data, metrics: configurations. by_network: whether photos went through a network here, and were not only
+            compared with another program's predictions.
+    """
+    found = []
+    limit = sorted(data.get("evaluation_limit") or LIMIT)
+    if by_network and limit != sorted(LIMIT):
+        found.append(f"Photos were fitted to {limit[1]}x{limit[0]} pixels, the paper fits them to 4096x3072.")
+    elif by_network and not data.get("enlarge"):
+        found.append(
+            "Photos below 4096x3072 pixels kept their size, the paper enlarges them (data.enlarge=true)."
+        )
+    if (ratio := metrics.get("boundary_ratio", BOUNDARY_RATIO)) != BOUNDARY_RATIO:
+        found.append(f"BIoU's boundaries are {ratio} of the diagonal wide, the paper's {BOUNDARY_RATIO}.")
+    return found
+
+
 def published_scores(
-    intervals: Mapping[str, Interval], split: str, images: int, experiment: str, encoder: str
+    intervals: Mapping[str, Interval],
+    split: str,
+    images: int,
+    experiment: str,
+    encoder: str,
+    deviations: Sequence[str] = (),
 ) -> PublishedScores | None:
     """The published scores of the same method, or else of the paper's main result.
 
@@ -31,6 +58,8 @@ def published_scores(
         images: how many photos were evaluated.
         experiment, encoder: of the checkpoint, see `published.published_result`; empty for predictions of
             other programs.
+
+        deviations: of the evaluation from the paper's, sentences.
 
     Returns:
         None where the paper has no scores of this split.
@@ -42,7 +71,7 @@ def published_scores(
     lines = compare(Scores(miou, biou, bf1), row, split)
     if not lines:
         return None
-    notes = []
+    notes = list(deviations)
     if own is None:
         notes.append("Another method or backbone was evaluated; this is the paper's main result.")
     if images != IMAGES[split]:

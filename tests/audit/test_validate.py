@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from scripts.validate_dataset import main, validate
-from src.audit.faults import Fault
+from src.audit.faults import Fault, check_label
 from src.audit.layout import draw_missing_scenes
 from src.audit.leakage import same_photos, thumbnail
 from src.config import data_config
-from src.data.classes import Taxonomy
+from src.data.classes import ClassMap, Taxonomy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -114,6 +114,14 @@ def test_a_mask_of_0_and_255_is_not_taken_for_ids(dataset) -> None:
     assert "25.0 %" in fault.detail
     Image.fromarray(np.full_like(mask, 255)).save(path)
     assert "ignores the whole photo" in only(dataset, "binary mask").detail
+
+
+def test_maps_of_one_class_have_nothing_but_0_and_255(tmp_path: Path) -> None:
+    mask = np.zeros((20, 30), np.uint8)
+    mask[:5] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    sky = Taxonomy.from_mapping({"sky": [0, 0, 255]})
+    assert check_label(tmp_path / "mask.png", (20, 30), sky, ClassMap(sky)) == []
 
 
 def test_255_may_be_the_id_of_a_class(dataset) -> None:

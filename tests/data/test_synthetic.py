@@ -201,18 +201,17 @@ def test_an_interrupted_run_continues(tmp_path: Path, monkeypatch: pytest.Monkey
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
-def test_other_parameters_replace_the_scenes_and_nothing_else(
+def test_scenes_of_other_parameters_or_versions_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "old")
-    (tmp_path / "old" / "notes.txt").write_text("mine")
-    write(tmp_path / "old", {"train": 2}, height=80, width=96)
-    write(tmp_path / "new", {"train": 2}, height=80, width=96)
-    assert contents(tmp_path / "old") == {**contents(tmp_path / "new"), "notes.txt": b"mine"}
+    before = contents(tmp_path / "old")
+    with pytest.raises(UserError, match=r"height 72, not 80.*data\.root=<new folder>"):
+        write(tmp_path / "old", {"train": 2}, height=80, width=96)
     monkeypatch.setattr(dataset, "GENERATOR_VERSION", dataset.GENERATOR_VERSION + 1)
-    (tmp_path / "new" / "images_pad/train/scene_00000.jpg").write_bytes(b"drawn by an older generator")
-    write(tmp_path / "new", {"train": 2}, height=80, width=96)
-    assert read_photo(tmp_path / "new" / "images_pad/train/scene_00000.jpg").shape == (80, 96, 3)
+    with pytest.raises(UserError, match="generator"):
+        write(tmp_path / "old")
+    assert contents(tmp_path / "old") == before
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import wandb
 
-from src.engine.logging import wandb_mode
+from src.engine.logging import wandb_logger, wandb_mode
 
 
 @pytest.fixture
@@ -71,3 +71,34 @@ def test_the_environment_decides(server: socket.socket, monkeypatch: pytest.Monk
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with server:
         assert wandb_mode() == "disabled"
+
+
+def test_a_proxy_is_left_to_wandb(
+    server: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_key(tmp_path, server)
+    server.close()
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    assert wandb_mode(timeout=0.5) == "online"
+
+
+def test_a_server_that_refuses_costs_no_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin = wandb.init
+
+    def refuse(**options: object) -> object:
+        if options["mode"] == "online":
+            raise wandb.errors.CommError("401: unknown key")
+        return begin(**options)
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    try:
+        logger = wandb_logger(project="p", name="n", save_dir=str(tmp_path), config={})
+        assert logger.experiment.settings.mode == "offline"
+    finally:
+        wandb.finish()
+    assert "401: unknown key" in caplog.text

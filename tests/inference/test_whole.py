@@ -15,6 +15,7 @@ from src.inference import label_map, predict_labels, semantic_scores
 from src.inference.deformable_band import DeformableBand
 from src.inference.folding import inference_copy
 from src.inference.high_resolution import FusedMap, HighResolutionBranch
+from src.inference.semantic import best_class
 from src.inference.whole import half_size, predict_whole
 from src.models.convolution import ResidualBlock
 from src.models.deformable import deformable_backend
@@ -79,7 +80,7 @@ def test_bands_equal_the_plain_forward(
         assert all(b.edges is None for b in found)
     else:
         torch.testing.assert_close(torch.cat([b.edges for b in found]), edges, rtol=0, atol=1e-4)
-    assert_labels_agree(prediction.label_map(size), scores)
+    assert_labels_agree(best_class(torch.cat([b.scores for b in found], dim=1)), scores)
 
 
 def test_offsets_that_reach_across_the_image(
@@ -134,6 +135,15 @@ def test_single_precision_loses_nothing(
         found = branch.mask_features(branch.fuse(*half_size(work, image), s1, context), 0, truth.shape[2])
     assert found.dtype == torch.float32
     assert float((found - truth).norm()) < 4 * float((plain - truth).norm())
+
+
+@pytest.mark.parametrize("size", [(90, 70), (170, 233), (340, 466), (300, 401)])
+def test_labels_are_of_scores_brought_to_their_size(
+    exact_network: Segmenter, image: Tensor, size: tuple[int, int]
+) -> None:
+    scores, _ = plain_scores(exact_network, image, (170, 233))
+    brought = F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
+    assert_labels_agree(predict_labels(exact_network, image, size), brought)
 
 
 def test_predict_labels_leaves_the_network_as_it_was(network: Segmenter, image: Tensor) -> None:

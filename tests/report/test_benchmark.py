@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from src.config import data_config
-from src.report.benchmark import is_mass13k, published_scores
+from src.report.benchmark import deviations, is_mass13k, published_scores
 from src.report.bootstrap import Interval
 from src.report.console import published_table
 
@@ -64,3 +64,19 @@ def test_the_terminal_prints_signed_differences() -> None:
     assert "+1.03" in text
     assert "-8.97" in text
     assert "+0.0061" in text
+
+
+def test_what_speaks_against_a_comparison_is_told() -> None:
+    data = {"evaluation_limit": [4096, 3072], "enlarge": True}
+    assert deviations(data, {"boundary_ratio": 0.001}, by_network=True) == []
+    (own_size,) = deviations(data | {"enlarge": False}, {}, by_network=True)
+    assert "data.enlarge=true" in own_size
+    smaller, wider = deviations(
+        data | {"evaluation_limit": [1024, 768]}, {"boundary_ratio": 0.02}, by_network=True
+    )
+    assert "1024x768" in smaller
+    assert "0.02" in wider
+    assert deviations(data | {"enlarge": False}, {}, by_network=False) == []
+    found = published_scores(intervals(0.9, 0.5), "val", 500, "massformer", "resnet50.tv_in1k", [own_size])
+    assert found is not None
+    assert own_size in found.note

@@ -75,9 +75,9 @@ def write_synthetic_dataset(
 ) -> None:
     """Make sure that a folder holds exactly the asked-for scenes; draw those that are missing.
 
-    Costs nothing when they are there. An interrupted run continues where it stopped; scenes of other parameters or of
-    an older generator are replaced. Processes that start together wait for the first one. Splits never share a scene,
-    and a split's scenes do not depend on the other splits. Every fourth scene is portrait.
+    Costs nothing when they are there. An interrupted run continues where it stopped. Processes that start together
+    wait for the first one. Splits never share a scene, and a split's scenes do not depend on the other splits. Every
+    fourth scene is portrait.
 
     Args:
         root: folder of the dataset, created if needed.
@@ -89,7 +89,8 @@ def write_synthetic_dataset(
         workers: processes that draw; None for one per available core.
 
     Raises:
-        DatasetError: the folder has files that this function did not write; nothing is touched then.
+        DatasetError: the folder has files that this function did not write, or scenes of other parameters or another
+            version, which a run may be using; nothing is touched then.
         UserError: a split has no scenes, or `check_request` refuses.
     """
     root = Path(root)
@@ -112,7 +113,7 @@ def write_synthetic_dataset(
         if found == {**wanted, "complete": True}:
             return
         if found != {**wanted, "complete": False}:
-            _remove_scenes(root)
+            _keep_others(root, found, wanted)
             _write(root / MANIFEST, json.dumps({**wanted, "complete": False}, indent=2).encode())
         _draw(_missing(root, splits, height, width, dict(class_ids), seed), workers)
         _write(root / MANIFEST, json.dumps({**wanted, "complete": True}, indent=2).encode())
@@ -241,10 +242,20 @@ def _refuse_foreign(root: Path) -> None:
         )
 
 
-def _remove_scenes(root: Path) -> None:
-    for path in _files(root):
-        if _OURS.fullmatch(path):
-            (root / path).unlink()
+def _keep_others(root: Path, found: dict[str, Any] | None, wanted: dict[str, Any]) -> None:
+    """Scenes of other parameters may be those of a run that goes on, or of results to compare with."""
+    if found is None:  # what they are is not known any more
+        for path in _files(root):
+            if _OURS.fullmatch(path):
+                (root / path).unlink()
+        return
+    others = [
+        f"{key} {found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value
+    ]
+    raise DatasetError(
+        f"{root} holds scenes of other settings ({'; '.join(others)}). Give data.root=<new folder> for these, or "
+        "delete the folder."
+    )
 
 
 def _files(root: Path) -> list[str]:

@@ -20,7 +20,7 @@ class PlainContext(nn.Module):
         self.fine = ConvNormAct(width, width, 3)
 
     def forward(self, g4: Tensor, s4: Tensor, s3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As ``CrossSemanticTransmission.forward``."""
+        """As ``CrossSemanticTransmission.forward``; the global vector is added too, as every rung has it."""
         d4 = self.coarse(s4 + g4)
         d3 = self.fine(crop_like(upsample(d4), s3) + s3)
         return d4, d3, upsample(d3)
