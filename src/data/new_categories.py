@@ -18,7 +18,7 @@ from src.data.classes import ClassMap, Taxonomy
 from src.data.datamodule import SegmentationDataModule
 from src.data.datasets import Crop, CropMaker, PseudoCrop, RawCropBatch, augmented, planes
 from src.data.device_transforms import flip_chosen
-from src.data.folder import FolderSource, match_files
+from src.data.folder import FolderSource, Pair, match_files
 from src.data.pseudo_labels import EVEN, PseudoLabels, PseudoLabelSource
 from src.data.source import PhotoSource
 from src.data.store.source import StoreSource
@@ -110,6 +110,12 @@ class NewCategoryData(SegmentationDataModule):
             ClassMap(Taxonomy.from_mapping(known), class_map),
             ClassMap(Taxonomy.from_mapping(classes), whole_map),
         )
+
+    def pairs(self, split: str) -> list[Pair]:
+        """As ``SegmentationDataModule.pairs``; training photos may have pseudo labels alone, and are left out."""
+        if split == "train" and self._supervision == "pseudo":
+            return match_files(self._split_folders(split))[0]
+        return super().pairs(split)
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self._supervision == "pseudo" and self.is_streamed("train"):

@@ -227,6 +227,12 @@ def write_missing(root: Path) -> Path:
     return root
 
 
+def test_stores_are_made_of_photos_with_precise_labels(root: Path) -> None:
+    assert [pair.name for pair in data(root).pairs("train")] == ["photo_0", "photo_1", "photo_2"]
+    with pytest.raises(DatasetError, match="no label map"):
+        data(root, supervision="precise").pairs("train")
+
+
 def test_evaluation_ids_need_no_class_map_beside_them(root: Path) -> None:
     mapped = data(root, evaluation_class_map={13: "car"}).class_map
     ids = np.array([[0, 1, 13, 255]], np.uint8)
