@@ -122,9 +122,10 @@ def test_every_network_predicts(experiment: str, image: Tensor) -> None:
     overrides = [f"experiment={experiment}", "model/size=nano", "model.backbone.weights=none", "run_dir=."]
     torch.manual_seed(0)
     network = build_network(to_plain(compose_config("train", overrides))).eval().double()
+    image = image[:, :90, :123]
     pixels = image.permute(1, 2, 0).numpy()
     with torch.inference_mode():
-        expected = semantic_scores(network(network.normalise(image)[None]), (170, 233))[0].numpy()
+        expected = semantic_scores(network(network.normalise(image)[None]), (90, 123))[0].numpy()
     assert np.abs(Predictor(network)(pixels).scores - expected).max() < 1e-4
     if experiment != "mask2former":
         narrow = Predictor(network, mode="tiled")(np.ascontiguousarray(pixels[:40]))
