@@ -207,7 +207,10 @@ def _data_config(
         return given, None
     if checkpoint is None:
         raise UserError("predictions=<folder> needs the labels to score them by: give data=<choice> too")
-    return checkpoint.config["data"] | (given or {}), given or {}
+    stored = (
+        checkpoint.config["data"] if checkpoint.classes else {}
+    )  # which are refused where data is no mapping
+    return stored | (given or {}), given or {}
 
 
 def _tell_other_sizes(data_config: Mapping[str, Any], before: Mapping[str, Any]) -> None:
