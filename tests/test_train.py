@@ -400,21 +400,23 @@ def test_two_processes_give_the_scores_of_one(
     train(configure())
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     common = [f"checkpoint={checkpoint}", "num_workers=0", "trainer.accelerator=cpu"]
-    scores = {}
-    for devices in (1, 2):
-        folder = tmp_path / f"devices_{devices}"
-        done = run_module(
-            "src.evaluate",
-            *common,
-            f"trainer.devices={devices}",
-            f"hydra.run.dir={folder}",
-            folder=tmp_path,
-        )
+    by_torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "src.evaluate"]
+    starts = {  # Lightning starts the second process itself, and in the same run folder; torchrun does not
+        "two": ["src.evaluate", *common, "trainer.devices=2"],
+        "torchrun": [*by_torchrun, *common, "trainer.devices=2"],
+    }
+    expected = json.loads((tmp_path / "run" / "scores.json").read_text())
+    for name, start in starts.items():
+        (tmp_path / name).mkdir()
+        done = run_module(*start, folder=tmp_path / name)
         assert done.returncode == 0, done.stderr[-3000:]
-        scores[devices] = json.loads((folder / "scores.json").read_text())
-    assert scores[1]["images"] == scores[2]["images"] == 3
-    for name, row in scores[1]["class"].items():
-        assert row == pytest.approx(scores[2]["class"][name], nan_ok=True)
+        (written,) = (tmp_path / name).glob("outputs/evaluate/*/scores.json")
+        assert (written.parent / "report.html").is_file()
+        assert len(list((written.parent / "predictions").iterdir())) == 3
+        scores = json.loads(written.read_text())
+        assert scores["images"] == 3
+        for label, row in expected["class"].items():
+            assert row == pytest.approx(scores["class"][label], nan_ok=True)
 
 
 @pytest.mark.slow

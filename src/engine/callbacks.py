@@ -208,6 +208,10 @@ class PerImageScores(Callback):
         self.scores: dict[str, ImageScores] = {}
         self.complexity: dict[str, float] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # processes that srun or torchrun starts each name their run by the time
+        self.predictions = trainer.strategy.broadcast(self.predictions)
+
     def on_validation_batch_end(
         self,
         trainer: Trainer,

@@ -30,6 +30,7 @@ from src.models.segmenter import SMALLEST_SIDE
 from src.photos import PhotoError, fitted_size, resized
 
 _PHOTO_SHARE = 8  # a photo above this share of the memory is kept on disk
+_SCORES_SHARE = 4  # as are scores of windows side by side above this one
 
 Mode = Literal["auto", "whole", "tiled"]
 Photo = str | Path | NDArray[np.uint8]
@@ -105,7 +106,12 @@ class Predictor:
         self.divides = mode == "tiled" or (mode == "auto" and is_divisible(self._network))
         if self.divides:
             self._tiled = TiledPredictor(
-                self._network, tiling or Tiling(), self._whole_pixels, self._encoder, epsilon
+                self._network,
+                tiling or Tiling(),
+                self._whole_pixels,
+                self._encoder,
+                epsilon,
+                self._memory // _SCORES_SHARE,
             )
         return_freed_memory()
 

@@ -12,17 +12,18 @@ decided by its shallow features (strides 2 to 8), which are local. So
 3. the windows' mask features are multiplied with the same embeddings everywhere, so a query means the same thing
    in every window, and class scores are blended where windows overlap.
 
-With f = 1 and one window this is inference on the whole image. Memory depends on the reduced photo, the window and,
-weakly, on the photo's width, not on its height.
+With f = 1 and one window this is inference on the whole image. Memory depends on the reduced photo and the window,
+not on the photo's size: scores of windows side by side go into scratch files where classes or columns are many.
 
 K classes, d decoder width, H W photo, n rows of a band
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ from src.tiling import Span, blend_weights, spread
 _STRIDE = 32  # of the encoder: windows start on its grid
 _SCALE_STRIDE = 8  # of the scale slot
 _EMITTED_ROWS = 128
+_BAND_SHARE = 16  # of the room for scores that a band of rows takes; whoever writes it makes maps of its size
 
 
 class Tiling(NamedTuple):
@@ -77,6 +79,87 @@ class _Overview(NamedTuple):
     embeddings: Tensor
 
 
+class _Scores(Protocol):
+    """Scores of one window, rows of which can be had."""
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """(C, stop - start, w)."""
+
+    def below(self, start: int) -> _Scores:
+        """The rows from ``start`` on; this object is not used any more."""
+
+
+class ScoresInMemory:
+    """Scores of one window, joined from bands of rows (C, n, w)."""
+
+    def __init__(self, bands: Iterable[Tensor]) -> None:
+        self._scores = torch.cat(list(bands), dim=1)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """(C, stop - start, w)."""
+        return self._scores[:, start:stop]
+
+    def below(self, start: int) -> ScoresInMemory:
+        """The rows from ``start`` on, without memory for the others."""
+        return ScoresInMemory([self._scores[:, start:].clone()])
+
+
+class ScoresOnDisk:
+    """The same in an unnamed file in the system's temporary folder, row after row; gone with the object."""
+
+    def __init__(self, bands: Iterable[Tensor]) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the object)
+        self._first = 0  # row that is row 0 now
+        for band in bands:
+            lines = band.to(torch.promote_types(band.dtype, torch.float32)).transpose(0, 1).contiguous().cpu()
+            self._file.write(lines.numpy().data)
+            self._like = band.new_empty((0, *lines.shape[1:]), dtype=lines.dtype)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """(C, stop - start, w)."""
+        lines = self._like.new_empty((stop - start, *self._like.shape[1:]), device="cpu")
+        self._file.seek((self._first + start) * lines[0].nbytes)
+        self._file.readinto(lines.numpy().data)
+        return lines.to(self._like.device).transpose(0, 1)
+
+    def below(self, start: int) -> ScoresOnDisk:
+        """The rows from ``start`` on."""
+        self._first += start
+        return self
+
+
+class _WindowRow:
+    """Windows side by side, with the weights that blend them."""
+
+    def __init__(
+        self, rows: Span, weight: Tensor, across: list[tuple[Span, Tensor]], windows: list[_Scores]
+    ) -> None:
+        self.rows, self._weight, self._across, self._windows = rows, weight, across, windows
+
+    @property
+    def row_bytes(self) -> int:
+        """Of the sums of one row."""
+        return self.sums(self.rows.start, self.rows.start + 1).nbytes
+
+    def sums(self, start: int, stop: int) -> Tensor:
+        """Weighted scores (C, stop - start, W) of the photo's rows ``start`` to ``stop``."""
+        first, last = start - self.rows.start, stop - self.rows.start
+        sums: Tensor | None = None
+        for (span, weight), window in zip(self._across, self._windows, strict=True):
+            scores = window.rows(first, last)
+            if sums is None:
+                sums = scores.new_zeros((len(scores), last - first, self._across[-1][0].stop))
+            sums[:, :, span.start : span.stop] += scores * weight.to(scores.device)
+        assert sums is not None
+        return sums.mul_(self._weight[first:last].to(sums.device)[:, None])
+
+    def below(self, start: int) -> _WindowRow:
+        """What the windows have below the photo's row ``start``."""
+        first = start - self.rows.start
+        windows = [window.below(first) for window in self._windows]
+        return _WindowRow(Span(start, self.rows.stop), self._weight[first:], self._across, windows)
+
+
 class TiledPredictor:
     """Predicts photos of any size in windows.
 
@@ -86,6 +169,7 @@ class TiledPredictor:
         overview_pixels: the reduced photo has at most so many.
         encoder: the network's encoder in bands, for less memory.
         epsilon: queries are left out that together change no score by more than this.
+        score_bytes: of the scores of windows side by side that stay in memory; more go into scratch files.
 
     Raises:
         ValueError: the network's pixel decoder cannot be divided, or the windows' sizes contradict each other.
@@ -98,6 +182,7 @@ class TiledPredictor:
         overview_pixels: int,
         encoder: BandedEncoder | None = None,
         epsilon: float = 0.0,
+        score_bytes: int = 2**30,
     ) -> None:
         if not is_divisible(network):
             raise ValueError(
@@ -108,7 +193,7 @@ class TiledPredictor:
             spread(side, side, tiling.overlap, _STRIDE)  # refuses windows that cannot overlap so
         self._network, self._tiling, self._overview_pixels = network, tiling, overview_pixels
         self._shallow = shallow_stages(network.backbone)
-        self._encoder, self._epsilon = encoder, epsilon
+        self._encoder, self._epsilon, self._score_bytes = encoder, epsilon, score_bytes
         self._branch = HighResolutionBranch.of(network.pixel_decoder)
 
     @torch.inference_mode()
@@ -119,22 +204,21 @@ class TiledPredictor:
         tiling = self._tiling
         spans = spread(height, tiling.window[0], tiling.overlap, _STRIDE)
         columns = spread(width, tiling.window[1], tiling.overlap, _STRIDE)
-        column_weights = blend_weights(columns, tiling.margin)
-        held: Tensor | None = None  # sums in the rows that the next windows share
+        across = list(zip(columns, blend_weights(columns, tiling.margin), strict=True))
+        above: _WindowRow | None = None
         for index, (span, weight) in enumerate(zip(spans, blend_weights(spans, tiling.margin), strict=True)):
-            pixels = photo.rows(*span)
-            sums = self._row_of_windows(pixels, span, columns, column_weights, overview)
-            sums *= weight.to(sums.device)[:, None]
-            if held is not None:
-                sums[:, : held.shape[1]] += held
+            row = self._row_of_windows(photo.rows(*span), span, across, weight, overview)
             stop = spans[index + 1].start if index + 1 < len(spans) else span.stop
-            done = stop - span.start
-            held = sums[:, done:].clone()
-            classes = overview.classes.shape[2]
-            for first in range(0, done, _EMITTED_ROWS):
-                part = sums[:, first : min(first + _EMITTED_ROWS, done)]
-                edges = part[classes] if len(part) > classes else None
-                yield Band(span.start + first, part[:classes], edges)
+            count = max(1, min(_EMITTED_ROWS, self._score_bytes // (_BAND_SHARE * row.row_bytes)))
+            for first in range(span.start, stop, count):
+                last = min(first + count, stop)
+                sums = row.sums(first, last)
+                if above is not None and first < above.rows.stop:
+                    shared = above.sums(first, min(last, above.rows.stop))
+                    sums[:, : shared.shape[1]] += shared
+                classes = overview.classes.shape[2]
+                yield Band(first, sums[:classes], sums[classes] if len(sums) > classes else None)
+            above = row.below(stop)
 
     def _overview(self, photo: PhotoRows) -> _Overview:
         """Run the network on the reduced photo and keep what the windows need."""
@@ -170,23 +254,22 @@ class TiledPredictor:
         self,
         pixels: NDArray[np.uint8],
         rows: Span,
-        columns: list[Span],
-        weights: list[Tensor],
+        across: list[tuple[Span, Tensor]],
+        weight: Tensor,
         overview: _Overview,
-    ) -> Tensor:
-        """Blended scores, and edges as last channel where there are some, of all windows with these rows."""
-        sums: Tensor | None = None
-        for span, weight in zip(columns, weights, strict=True):
+    ) -> _WindowRow:
+        """Scores, and edges as last channel where there are some, of all windows with these rows."""
+        channels = overview.classes.shape[2] + 1
+        fits = channels * 4 * rows.length * sum(span.length for span, _ in across) <= self._score_bytes
+        keep = ScoresInMemory if fits else ScoresOnDisk
+        windows: list[_Scores] = []
+        for span, _ in across:
             image = self._tensor(pixels[:, span.start : span.stop])
-            scores = self._window(image, rows, span, overview)
-            if sums is None:
-                sums = scores.new_zeros((len(scores), rows.length, pixels.shape[1]))
-            sums[:, :, span.start : span.stop] += scores * weight.to(scores.device)
-        assert sums is not None
-        return sums
+            windows.append(keep(self._window(image, rows, span, overview)))
+        return _WindowRow(rows, weight, across, windows)
 
-    def _window(self, image: Tensor, rows: Span, columns: Span, overview: _Overview) -> Tensor:
-        """(K or K + 1, n, w) scores, and edge probabilities if there are some, of one window."""
+    def _window(self, image: Tensor, rows: Span, columns: Span, overview: _Overview) -> Iterator[Tensor]:
+        """(K or K + 1, n, w) scores, and edge probabilities if there are some, of one window, in bands of rows."""
         network, decoder = self._network, self._network.pixel_decoder
         size = (image.shape[1], image.shape[2])
         features = self._shallow(network.normalise(image)[None])
@@ -201,11 +284,8 @@ class TiledPredictor:
         prediction = DensePrediction(
             overview.classes, overview.embeddings, *self._mask_features(image, s1, context)
         )
-        bands = [
-            band.scores if band.edges is None else torch.cat((band.scores, band.edges[None]))
-            for band in prediction.bands(size)
-        ]
-        return torch.cat(bands, dim=1)
+        for band in prediction.bands(size):
+            yield band.scores if band.edges is None else torch.cat((band.scores, band.edges[None]))
 
     def _mask_features(self, image: Tensor, s1: Tensor, context: Tensor) -> tuple[Rows, int, Tensor | None]:
         """Mask features of a window by rows, how many rows there are, and edge logits."""

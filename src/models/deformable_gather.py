@@ -96,9 +96,13 @@ def _output_size(
     return along(0), along(1)
 
 
+def _step(bytes_each: int, budget: int) -> int:
+    return max(1, budget // bytes_each)
+
+
 def _cut(positions: int, bytes_each: int, budget: int) -> Iterator[tuple[int, int]]:
     """Cut 0..positions into parts whose temporaries take about ``budget`` bytes."""
-    step = max(1, budget // bytes_each)
+    step = _step(bytes_each, budget)
     for start in range(0, positions, step):
         yield start, min(start + step, positions)
 
@@ -188,6 +192,7 @@ def _backward(
         sampler.load(image)
         for start, stop in _cut(positions, sample_bytes, strip_bytes):
             samples = sampler.samples(item, start, stop)
+            orders = iter(sampler.sort(samples, _step(column_bytes, strip_bytes)) if need_x else ())
             products = []
             for a, b in _cut(stop - start, column_bytes, strip_bytes):
                 strip, rows = samples.strip(a, b), grad_rows[item, start + a : start + b]
@@ -198,7 +203,7 @@ def _backward(
                 if need_offset:
                     products.append(sampler.products(grad_columns, strip))
                 if need_x:
-                    sampler.scatter(grad_columns, strip, grad_table)
+                    sampler.scatter(grad_columns, strip, next(orders), grad_table)
             if need_offset:
                 dy, dx, dmask = position_gradients(torch.cat(products), samples)
                 grad_offset[item, start:stop, 0::2] = dy

@@ -41,6 +41,18 @@ class Samples(NamedTuple):
         return Samples(*(field[start:stop] for field in self))
 
 
+class Order(NamedTuple):
+    """The samples of a strip, sorted.
+
+    Attributes:
+        first: (p T,) rows of the table of their corners (y0, x0), ascending.
+        places: (p T,) int64, where they stand in the strip.
+    """
+
+    first: Tensor
+    places: Tensor
+
+
 class Sampler:
     """Samples of one deformable convolution, and the table of the map that they read."""
 
@@ -135,19 +147,36 @@ class Sampler:
             grad_columns, self.table, rows, entries[::4].contiguous(), entries >> 2, 0
         ).view(samples.rows.shape)
 
-    def scatter(self, grad_columns: Tensor, samples: Samples, grad_table: Tensor) -> None:
+    def sort(self, samples: Samples, step: int) -> list[Order]:
+        """The samples of every strip of ``step`` positions by the row of their first corner.
+
+        All strips are sorted in one go, by strip and then by row: from 32,768 keys on PyTorch sorts whole numbers by
+        their digits, four times as fast.
+        """
+        first = samples.rows[..., 0]
+        rows, each = len(self.table), step * self.taps
+        strip = torch.arange(len(first), device=first.device) // step
+        narrow = (len(first) // step + 1) * rows < 2**31
+        keys = strip.mul_(rows).to(torch.int32 if narrow else torch.int64)[:, None] + first
+        keys, order = keys.flatten().sort()
+        return [
+            Order(found.sub_(number * rows), places.sub_(number * each))
+            for number, (found, places) in enumerate(zip(keys.split(each), order.split(each), strict=True))
+        ]
+
+    def scatter(self, grad_columns: Tensor, samples: Samples, order: Order, grad_table: Tensor) -> None:
         """Add the gradient (p T, C) of every sample to its four rows of ``grad_table``.
 
         Sorted by row the scatter is again a sum of bags, and no row is written twice: one sum for each corner, since
         the four rows of a sample lie at fixed distances and so are sorted together.
         """
-        first, order = samples.rows[..., 0].flatten().sort()
+        first, places = order
         targets, counts = torch.unique_consecutive(first, return_counts=True)
-        factors = samples.factors.flatten(0, 1).index_select(0, order)  # (p T, 4)
+        factors = samples.factors.flatten(0, 1).index_select(0, places)  # (p T, 4)
         bags, targets = counts.cumsum(0) - counts, targets.long()
         for corner, step in enumerate(self.corners):
             weights = factors[:, corner].contiguous()
-            sums = F.embedding_bag(order, grad_columns, bags, mode="sum", per_sample_weights=weights)
+            sums = F.embedding_bag(places, grad_columns, bags, mode="sum", per_sample_weights=weights)
             rows = targets + step
             grad_table.index_copy_(0, rows, sums.add_(grad_table.index_select(0, rows)))
 

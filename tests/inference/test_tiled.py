@@ -53,6 +53,29 @@ def test_windows_agree_with_the_whole_image(
     assert float(seen_less.mean()) < 1e-2
 
 
+def test_scores_on_disk_are_those_in_memory(
+    exact_network: Segmenter, photo_of: Callable[[tuple[int, int]], Tensor]
+) -> None:
+    """Many classes or columns: windows in files, and bands of few rows."""
+    network = inference_copy(exact_network)
+    pixels = photo_of((300, 420)).permute(1, 2, 0).numpy()
+    in_memory, on_disk = (
+        list(
+            TiledPredictor(network, Tiling((192, 256), 64, 16), 10**9, None, 0.0, room).bands(
+                PhotoInMemory(pixels)
+            )
+        )
+        for room in (2**30, 2**20)
+    )
+    assert len(on_disk) > 3 * len(in_memory)
+    assert torch.equal(*(torch.cat([band.scores for band in found], dim=1) for found in (in_memory, on_disk)))
+    edges = [
+        torch.cat([band.edges for band in found if band.edges is not None]) for found in (in_memory, on_disk)
+    ]
+    assert edges[0].shape == (300, 420)
+    assert torch.equal(*edges)
+
+
 def test_shallow_stages_leave_the_deep_ones_out(network: Segmenter) -> None:
     shallow = shallow_stages(network.backbone)
     assert shallow is not network.backbone
