@@ -335,12 +335,21 @@ def test_bad_input_is_listed_and_the_rest_converted(pairs: list[Pair], tmp_path:
     assert StoreSource(tmp_path / "store", CLASS_MAP).names == ("p3",)
 
 
-def test_changed_source_is_detected(pairs: list[Pair], tmp_path: Path) -> None:
+def test_changed_source_is_detected(
+    pairs: list[Pair], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     make(pairs, tmp_path / "store")
     source = StoreSource(tmp_path / "store", CLASS_MAP)
     source.check_source(pairs)
+    assert not caplog.text
     pairs[0].label.touch()
     source.check_source(pairs)  # the same content
+    assert "1 photos have other dates" in caplog.text
+    caplog.clear()
+    assert make(pairs, tmp_path / "store").converted == 0
+    StoreSource(tmp_path / "store", CLASS_MAP).check_source(pairs)
+    assert not caplog.text
     label = np.array(Image.open(pairs[0].label))
     Image.fromarray(label[::-1]).save(pairs[0].label)
     with pytest.raises(StoreError, match=r"changed.*p0.*src\.prepare"):

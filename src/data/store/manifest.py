@@ -37,12 +37,15 @@ class Fingerprint(NamedTuple):
         status = path.stat()
         return cls(path.name, len(content), status.st_mtime_ns, hashlib.sha256(content).hexdigest())
 
+    def is_dated(self, path: Path) -> bool:
+        """Whether a file has the date it had."""
+        return path.stat().st_mtime_ns == self.mtime_ns
+
     def matches(self, path: Path) -> bool:
         """Whether a file still is what it was; reads it only where its date alone has changed."""
-        status = path.stat()
-        if path.name != self.file or status.st_size != self.length:
+        if path.name != self.file or path.stat().st_size != self.length:
             return False
-        if status.st_mtime_ns == self.mtime_ns:
+        if self.is_dated(path):
             return True
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
@@ -69,6 +72,10 @@ class Record(NamedTuple):
     def made_of(self, pair: Pair) -> bool:
         """Whether these are the files the entry was made of, unchanged."""
         return self.image.matches(pair.image) and self.label.matches(pair.label)
+
+    def is_dated(self, pair: Pair) -> bool:
+        """Whether these files have the dates they had, so that comparing them takes no reading."""
+        return self.image.is_dated(pair.image) and self.label.is_dated(pair.label)
 
 
 class Manifest(NamedTuple):

@@ -61,11 +61,16 @@ class StoreSource:
         """
         files = {pair.name: pair for pair in pairs if pair.name not in self._failed}
         differing = sorted(files.keys() ^ self._records.keys())
-        differing += sorted(
-            name
-            for name, record in self._records.items()
-            if name in files and not record.made_of(files[name])
-        )
+        known = {name: record for name, record in self._records.items() if name in files}
+        redated = sum(not record.is_dated(files[name]) for name, record in known.items())
+        if redated:
+            log.info(
+                "%s: %d photos have other dates than when the store was made, as copies do, and are read to compare; "
+                "src.prepare, run again, notes the new dates",
+                self._folder,
+                redated,
+            )
+        differing += sorted(name for name, record in known.items() if not record.made_of(files[name]))
         if differing:
             raise StoreError(
                 f"{self._folder}: {len(differing)} photos or label maps were added, removed or changed since "
