@@ -15,6 +15,7 @@ already are skipped; broken ones are listed at the end.
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from rich.console import Console
 from rich.progress import track
 
 from src.checkpoints.store import load_network, read
-from src.engine.stored_data import enlarged_size
 from src.errors import UserError, explained
 from src.files import write_atomically
 from src.inference import Predictor
@@ -45,14 +45,16 @@ def checkpoint_scorer(path: Path, names: Sequence[str]) -> Scorer:
         raise UserError(f"{path} has no class {', '.join(unknown)}; it knows {', '.join(classes)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = Predictor(
-        load_network(checkpoint).to(device), enlarge_to=enlarged_size("checkpoint", checkpoint)
+        load_network(checkpoint).to(device), enlarge_to=checkpoint.enlarge_to
     )
     chosen = [classes.index(name) for name in names]
 
     def score(photo: NDArray[np.uint8]) -> NDArray[np.float32]:
-        scores = predictor(photo).scores
-        assert scores is not None
-        return scores[chosen] / np.maximum(scores.sum(0), 1e-6)
+        shares = np.empty((len(chosen), *photo.shape[:2]), np.float32)
+        for band in predictor.bands(predictor.open(photo)):
+            share = band.scores[chosen] / band.scores.sum(0).clamp(min=1e-6)
+            shares[:, band.top : band.top + share.shape[1]] = share.cpu().numpy()
+        return shares
 
     return score
 
@@ -92,11 +94,11 @@ def make(
         if all(file.exists() for file in files):
             continue
         try:
-            photo = read_photo(path)
+            found = score(read_photo(path))
         except (PhotoError, OSError) as error:
             failures[path] = str(error)
             continue
-        for file, scores in zip(files, score(photo), strict=True):
+        for file, scores in zip(files, found, strict=True):
             values = np.rint(255 * (scores if hard is None else scores > hard)).astype(np.uint8)
             write_atomically(file, cv2.imencode(".png", values)[1].tobytes())
     return failures
@@ -133,6 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for path in options.photos.iterdir()
             if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".")
         )
+        twice = [stem for stem, count in Counter(path.stem for path in photos).items() if count > 1]
+        if twice:
+            raise UserError(
+                f"{options.photos}: {len(twice)} stems occur twice ({twice[0]}); pseudo labels are named by stem"
+            )
         if not photos:
             raise UserError(
                 f"{options.photos}: no photo in this folder ({', '.join(sorted(PHOTO_SUFFIXES))})"

@@ -8,12 +8,53 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from src.errors import UserError
 
 TEMPORARY = ".unfinished-"
 """How names of files begin while they are written: their own may be as long as names can be already."""
 
 _UMASK = threading.Lock()
+
+
+def given_path(value: Any, key: str) -> Path:
+    """The path that an option gives, ``~`` expanded.
+
+    Raises:
+        UserError: it is no text, as Hydra reads 2024 and 1e3.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(
+            f"{key}={value} was read as a number; put a path before it ({key}=./...), or quotes in quotes: "
+            f"'{key}=\"...\"'"
+        )
+    return Path(value).expanduser()
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Make a folder, and see that files can be made in it, before any work is done for it.
+
+    Raises:
+        UserError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{key}={folder} cannot be written: {error.strerror}") from error
+
+
+def remove_leftovers(folder: Path, before: float) -> None:
+    """Delete what runs that were killed while they wrote have left in a folder under temporary names.
+
+    Args:
+        before: seconds since the epoch; younger files may belong to a run beside this one.
+    """
+    for path in folder.glob(f"{TEMPORARY}*"):
+        if path.stat().st_mtime < before:
+            path.unlink(missing_ok=True)
 
 
 def new_file_mode() -> int:

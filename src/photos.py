@@ -20,12 +20,17 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from src.errors import UserError
 
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png"})
 LABEL_SUFFIXES = frozenset({".png"})
+
+# Pillow's own limits are below an aerial photo, the colour profile of a printer and what image generators write.
+Image.MAX_IMAGE_PIXELS = 10**9  # Pillow refuses twice as many; src.predict sets its own
+PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes, of one compressed chunk and of a colour profile
+PngImagePlugin.MAX_TEXT_MEMORY = 2**28
 
 _EXIF_ORIENTATION = 0x0112
 # What Pillow raises for damaged headers, chunks, EXIF blocks and pixel data.
@@ -204,8 +209,7 @@ def open_image(path: Path, source: bytes | io.BufferedReader) -> Image.Image:
             photo = Image.open(file, formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise PhotoError(
-            f"{path}: {error} To read it all the same, raise inference.max_megapixels of src.predict, or elsewhere "
-            "PIL.Image.MAX_IMAGE_PIXELS; otherwise cut the photo into parts."
+            f"{path}: {error} Cut the photo into parts; in src.predict inference.max_megapixels is the limit."
         ) from error
     except DAMAGED as error:
         reason = "of another format" if isinstance(error, UnidentifiedImageError) else error

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import errno
-import tempfile
+import os
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import hydra
 import torch
 from omegaconf import DictConfig
@@ -21,8 +23,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.checkpoints.store import Checkpoint, load_network, read
 from src.config import CONFIG_DIR, to_plain
-from src.engine.stored_data import enlarged_size
 from src.errors import UserError, explained
+from src.files import check_writable, given_path, remove_leftovers
 from src.inference.outputs import KINDS, OutputPlan, PhotoFiles
 from src.inference.predictor import Predictor
 from src.inference.tiled import Tiling
@@ -32,11 +34,18 @@ _LESS_MEMORY = {  # by whether photos are divided into windows
     True: "lower inference.memory_gb",
     False: "choose inference=auto (windows, of MaSSFormer's networks only) or a smaller inference.limit",
 }
-_OTHER_FORMATS = (".avif", ".bmp", ".dng", ".heic", ".heif", ".jxl", ".tif", ".tiff", ".webp")
+_OTHER_FORMATS = tuple(
+    f".{suffix}"
+    for suffix in (
+        *("avif", "bmp", "gif", "heic", "heif", "jp2", "jxl", "psd", "tif", "tiff", "webp"),
+        *("arw", "cr2", "cr3", "dng", "nef", "orf", "raf", "rw2"),  # of cameras
+    )
+)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _MAKE_ROOM = (
     "Make room (results and, for large photos, the folder that TMPDIR names) and give the same command again."
 )
+_LEFT_FOR = 24 * 3600  # seconds; a file that is not finished and has not changed for so long is nobody's
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -68,6 +77,7 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     precision = config["precision"]
     if precision not in _PRECISIONS:
         raise UserError(f"precision={precision}: choose one of {', '.join(_PRECISIONS)}")
+    _check_values(config)
     device = _device(config["device"])
     photos = find_photos(source)
     if source.is_dir() and (others := _others(source)):
@@ -78,12 +88,15 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
         Job(photo, name, plan.files(folder, name))
         for photo, name in zip(photos, names(source, photos), strict=True)
     ]
-    _check_writable(folder)
+    check_writable(folder, "output")
+    for place in {path.parent for job in jobs for path in job.files.values()}:
+        remove_leftovers(place, time.time() - _LEFT_FOR)
 
     todo = jobs if config["overwrite"] else [job for job in map(_unfinished, jobs) if job.files]
     if len(todo) < len(jobs):
         console.print(
-            f"{len(jobs) - len(todo)} of {len(jobs)} photos are done already (overwrite=true repeats them)"
+            f"{len(jobs) - len(todo)} of {len(jobs)} photos are done already: their files are there, made with "
+            "whatever options (overwrite=true makes them anew)"
         )
     wanted = {job.photo: len(job.files) for job in jobs}
     if kept := sum(wanted[job.photo] - len(job.files) for job in todo):
@@ -94,7 +107,9 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     failures: dict[Path, str] = {}
     if todo:
         inference = config["inference"]
-        enlarge_to = enlarged_size(inference["enlarge_to"], checkpoint)
+        enlarge_to = inference["enlarge_to"]
+        if enlarge_to == "checkpoint":
+            enlarge_to = checkpoint.enlarge_to
         network = load_network(checkpoint).to(device)
         if "edges" in plan.kinds and not _predicts_edges(network):
             raise UserError(
@@ -150,7 +165,7 @@ def _predict_all(
                         f"{error.strerror}; {left} further photos were not begun. {_MAKE_ROOM}"
                     )
                     break
-            except (MemoryError, RuntimeError) as error:
+            except (MemoryError, RuntimeError, cv2.error) as error:
                 if not _is_out_of_memory(error):
                     raise
                 failures[job.photo] = f"out of memory; {_LESS_MEMORY[predictor.divides]}"
@@ -163,12 +178,15 @@ def _predict_all(
 
 def _unfinished(job: Job) -> Job:
     """The job with those of its files that are not there: what exists may be someone's own."""
-    return job._replace(files={kind: path for kind, path in job.files.items() if not path.exists()})
+    return job._replace(files={kind: path for kind, path in job.files.items() if not os.path.exists(path)})
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # the CPU's allocator raises a plain RuntimeError
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # the CPU's allocator raises a plain RuntimeError, OpenCV an error of its own
+    words = ("can't allocate memory", "Insufficient memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        word in str(error) for word in words
+    )
 
 
 def _predict_one(
@@ -194,23 +212,41 @@ def find_photos(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise UserError(f"input={source}: no such file or folder")
-    photos = [
-        path
-        for path in sorted(source.rglob("*"))
-        if path.suffix.lower() in PHOTO_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(source).parts)
-    ]
+    photos = [path for path in _walk(source)[0] if path.suffix.lower() in PHOTO_SUFFIXES]
     if not photos:
         raise UserError(f"input={source} holds no photo ({', '.join(sorted(PHOTO_SUFFIXES))})")
     return photos
 
 
+def _walk(source: Path) -> tuple[list[Path], list[str]]:
+    """The files below a folder in order of their path, without hidden ones, and the folders that cannot be read.
+
+    Links to folders are followed. Links that lead nowhere are among the files: reading them tells why not.
+    """
+    found: list[Path] = []
+    closed: list[str] = []
+    for name, folders, files in os.walk(
+        source, onerror=lambda error: closed.append(error.filename), followlinks=True
+    ):
+        folder = Path(name)
+        above = {parent.resolve() for parent in (folder, *folder.parents)}
+        folders[:] = (  # a link may lead back
+            inner
+            for inner in folders
+            if not inner.startswith(".") and (folder / inner).resolve() not in above
+        )
+        paths = (folder / file for file in files if not file.startswith("."))
+        found += [path for path in paths if path.is_file() or path.is_symlink()]
+    return sorted(found), closed
+
+
 def _others(source: Path) -> str:
-    """What a folder holds of picture formats that are not read; empty for nothing."""
-    suffixes = Counter(path.suffix.lower() for path in source.rglob("*"))
+    """What a folder holds that is not read: pictures of other formats, closed folders; empty for nothing."""
+    files, closed = _walk(source)
+    suffixes = Counter(path.suffix.lower() for path in files)
     found = [f"{suffixes[suffix]} {suffix}" for suffix in _OTHER_FORMATS if suffixes[suffix]]
-    return f"left out: {', '.join(found)} (convert them to JPEG or PNG first)" if found else ""
+    lines = [f"left out: {', '.join(found)} (convert them to JPEG or PNG first)"] if found else []
+    return "\n".join(lines + [f"left out: {folder}, which cannot be read" for folder in closed])
 
 
 def names(source: Path, photos: Sequence[Path]) -> list[str]:
@@ -237,28 +273,45 @@ def _folders(config: dict[str, Any]) -> tuple[Path, Path]:
                 f"{key} is not given. Usage: "
                 "python -m src.predict checkpoint=<file> input=<photo or folder> output=<folder>"
             )
-        if not isinstance(config[key], str):  # Hydra reads 2024 and 1e3 as numbers
-            raise UserError(
-                f"{key}={config[key]} was read as a number; put a path before it ({key}=./...), or quotes in quotes: "
-                f"'{key}=\"...\"'"
-            )
-    source, folder = Path(config["input"]).expanduser(), Path(config["output"]).expanduser()
+    _, source, folder = (given_path(config[key], key) for key in ("checkpoint", "input", "output"))
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output={folder} is a file; give a folder")
     if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
         raise UserError(
             f"output={folder} lies inside input={source}, so results would be taken for photos; choose another folder"
         )
+    for kind in KINDS:  # they would be replaced, or taken for results
+        if source.resolve().is_relative_to((folder / kind).resolve()):
+            raise UserError(
+                f"input={source} lies where results are written, in {folder / kind}; choose another output"
+            )
     return source, folder
 
 
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"output={folder} cannot be written: {error.strerror}") from error
+def _check_values(config: dict[str, Any]) -> None:
+    """Refuse values of other kinds than are meant, which YAML makes of words and words of YAML."""
+    inference = config["inference"]
+    if not isinstance(config["overwrite"], bool):
+        raise UserError(f"overwrite={config['overwrite']}: give true or false")
+    for key, words in (("limit", (None,)), ("window", ()), ("enlarge_to", (None, "checkpoint"))):
+        edges = inference[key]
+        if edges in words:
+            continue
+        if not isinstance(edges, list) or len(edges) != 2 or not all(map(_is_count, edges)):
+            raise UserError(f"inference.{key}={edges}: give two edge lengths in pixels, such as [4096,3072]")
+    for key in ("overlap", "margin"):
+        if not _is_count(inference[key], least=0):
+            raise UserError(f"inference.{key}={inference[key]}: give a whole number of pixels")
+    for key, least in (("max_megapixels", 0.0), ("memory_gb", 0.0), ("epsilon", -1.0)):
+        value = inference[key]
+        if value is None and key == "memory_gb":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > least:
+            raise UserError(f"inference.{key}={value}: give a number")
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _predictor(
@@ -272,11 +325,11 @@ def _predictor(
     try:
         return Predictor(
             network,
-            limit=None if limit is None else (int(limit[0]), int(limit[1])),
+            limit=None if limit is None else (limit[0], limit[1]),
             enlarge_to=enlarge_to,
             mode=inference["mode"],
             memory_gb=inference["memory_gb"],
-            tiling=Tiling((int(window[0]), int(window[1])), inference["overlap"], inference["margin"]),
+            tiling=Tiling((window[0], window[1]), inference["overlap"], inference["margin"]),
             autocast=autocast,
             epsilon=inference["epsilon"],
         )
@@ -292,12 +345,24 @@ def _predicts_edges(network: Any) -> bool:
 
 def _plan(config: dict[str, Any], checkpoint: Checkpoint) -> OutputPlan:
     classes = checkpoint.classes
-    chosen = tuple(classes) if config["classes"] is None else _listed(config["classes"])
-    if unknown := [name for name in chosen if name not in classes]:
+    wanted = tuple(classes) if config["classes"] is None else _listed(config["classes"])
+    if unknown := [name for name in wanted if name not in classes]:
         raise UserError(f"classes={unknown}: {checkpoint.path} knows {', '.join(classes)}")
-    kinds = _listed(config["outputs"])
+    chosen = tuple(name for name in classes if name in wanted)
+    if not chosen:
+        raise UserError("classes=[]: name a class at least, or leave classes out for every class")
+    kinds = _listed(config["outputs"] or ())
     if not kinds or (unknown := [kind for kind in kinds if kind not in KINDS]):
         raise UserError(f"outputs={list(kinds)}: choose from {', '.join(KINDS)}")
+    if config["classes"] is not None and not {"masks", "cutouts"} & set(kinds):
+        raise UserError(
+            f"classes={list(chosen)} chooses what masks and cut-outs show, and outputs={list(kinds)} has neither: "
+            "add masks or cutouts to outputs"
+        )
+    if config["classes"] is None and "cutouts" in kinds and len(classes) > 1:
+        raise UserError(
+            f"outputs={list(kinds)}: say with classes=[...] what is to be cut out, of {', '.join(classes)}"
+        )
     if config["mask_bits"] not in (8, 16):
         raise UserError(f"mask_bits={config['mask_bits']}: choose 8 or 16")
     return OutputPlan(kinds, classes, chosen, config["mask_bits"])

@@ -20,7 +20,7 @@ from src.checkpoints.store import read
 from src.config import compose_config
 from src.data.pseudo_labels import PseudoLabels
 from src.errors import UserError
-from src.inference.external_models import Preprocessing, load_onnx, load_torchscript
+from src.inference.external_models import ExternalModel, Preprocessing, load_onnx, load_torchscript
 from src.photos import read_label
 from src.train import train
 
@@ -307,13 +307,22 @@ class TestPseudoLabels:
             model(np.zeros((64, 64, 3), np.uint8), [7])
 
     def test_maps_of_ids(self) -> None:
-        from src.inference.external_models import ExternalModel
-
         model = ExternalModel(
             lambda image: [torch.arange(4).view(1, 2, 2)], Preprocessing(size=(2, 2)), Path("ids.onnx")
         )
         scores = model(np.zeros((2, 2, 3), np.uint8), [3, 0])
         assert scores.tolist() == [[[0, 0], [0, 1]], [[1, 0], [0, 0]]]
+
+    def test_one_class_has_no_softmax(self) -> None:
+        def model(activation: str) -> ExternalModel:
+            settings = Preprocessing(size=(2, 2), activation=activation)
+            return ExternalModel(
+                lambda image: [torch.full((1, 1, 2, 2), -8.0)], settings, Path("binary.onnx")
+            )
+
+        with pytest.raises(UserError, match="softmax makes 1 everywhere"):
+            model("softmax")(np.zeros((2, 2, 3), np.uint8), [0])
+        assert model("sigmoid")(np.zeros((2, 2, 3), np.uint8), [0]).max() < 1e-3
 
     def test_onnx_without_onnxruntime(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda _: None)

@@ -23,6 +23,7 @@ from src.errors import UserError
 from src.inference import Predictor
 from src.inference.outputs import OutputPlan, PhotoFiles
 from src.inference.png import PngWriter
+from src.inference.tiled import Tiling
 from src.inference.whole import Band
 from src.predict import find_photos, names, predict
 
@@ -113,7 +114,9 @@ def test_masks_cutouts_and_edges_of_chosen_classes(
 ) -> None:
     run("outputs=[masks,cutouts,edges]", "classes=[sky,person]", "mask_bits=16", f"input={photos / 'b.png'}")
     out = tmp_path / "out"
-    assert files(out) == ["cutouts/b.png", "edges/b.png", "masks/1_person/b.png", "masks/5_sky/b.png"]
+    assert files(out) == [
+        f"{place}/b.png" for place in ("cutouts/1_person+5_sky", "edges", "masks/1_person", "masks/5_sky")
+    ]
     photo = cv2.imread(str(photos / "b.png"))
     prediction = Predictor(load(checkpoint), limit=None)(np.ascontiguousarray(photo[..., ::-1]))
     assert prediction.scores is not None
@@ -124,12 +127,27 @@ def test_masks_cutouts_and_edges_of_chosen_classes(
     assert person.dtype == np.uint16
     assert np.abs(person / 65535 - share[1]).max() < 1e-3
     assert np.abs(sky / 65535 - share[5]).max() < 1e-3
-    cutout = cv2.imread(str(out / "cutouts/b.png"), cv2.IMREAD_UNCHANGED)
+    cutout = cv2.imread(str(out / "cutouts/1_person+5_sky/b.png"), cv2.IMREAD_UNCHANGED)
     assert np.array_equal(cutout[..., :3], photo)
     assert np.abs(cutout[..., 3] / 255 - (share[1] + share[5])).max() < 3e-3
     assert prediction.edges is not None
     edges = cv2.imread(str(out / "edges/b.png"), cv2.IMREAD_UNCHANGED)
     assert np.abs(edges / 255 - prediction.edges).max() < 3e-3
+
+
+def test_every_band_meets_its_rows_of_the_photo(
+    run: Any, checkpoint: Path, tmp_path: Path, one_thread: None
+) -> None:
+    save_photo(tmp_path / "tall.png", 300, 136)
+    windows = ["inference=tiled", "inference.window=[96,160]", "inference.overlap=32", "inference.margin=8"]
+    run(f"input={tmp_path / 'tall.png'}", "outputs=[labels,cutouts]", "classes=[sky]", *windows)
+    photo = cv2.imread(str(tmp_path / "tall.png"))
+    cutout = cv2.imread(str(tmp_path / "out/cutouts/5_sky/tall.png"), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(cutout[..., :3], photo)
+    predictor = Predictor(load(checkpoint), mode="tiled", tiling=Tiling((96, 160), 32, 8))
+    label = np.asarray(Image.open(tmp_path / "out/labels/tall.png"))
+    assert np.array_equal(label, predictor(np.ascontiguousarray(photo[..., ::-1])).label)
+    assert len(np.unique(label)) > 1
 
 
 def test_finished_files_are_skipped(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,6 +167,10 @@ def test_files_that_stay_beside_new_ones_are_told(run: Any, capsys: pytest.Captu
     run("outputs=[cutouts,masks]", "classes=[person]")
     assert "stay as they are" not in capsys.readouterr().out
     run("outputs=[cutouts,masks]", "classes=[sky]")
+    assert (
+        "stay as they are" not in capsys.readouterr().out
+    )  # cut-outs of one class lie beside those of others
+    run("outputs=[labels,masks]", "classes=[sky]")
     assert "3 of the files asked for are there and stay as they are" in capsys.readouterr().out
 
 
@@ -179,12 +201,12 @@ def test_cutouts_keep_the_colour_profile(run: Any, photos: Path, tmp_path: Path)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     with Image.open(photos / "a.jpg") as photo:
         photo.save(photos / "a.jpg", icc_profile=profile)
-    run("outputs=[labels,overlays,cutouts]")
+    run("outputs=[labels,overlays,cutouts]", "classes=[sky]")
     for place, expected in (
         ("labels/a", None),
         ("overlays/a", profile),
-        ("cutouts/a", profile),
-        ("cutouts/b", None),
+        ("cutouts/5_sky/a", profile),
+        ("cutouts/5_sky/b", None),
     ):
         with Image.open(tmp_path / "out" / f"{place}.png") as written:
             assert written.info.get("icc_profile") == expected, place
@@ -252,6 +274,26 @@ def test_broken_photos_are_told_and_passed_over(
     assert len(files(tmp_path / "out")) == 6
 
 
+def test_links_to_folders_are_followed_and_those_that_lead_nowhere_told(
+    run: Any, photos: Path, tmp_path: Path
+) -> None:
+    save_photo(tmp_path / "elsewhere" / "c.png", 80, 90)
+    (photos / "linked").symlink_to(tmp_path / "elsewhere")
+    (photos / "trip" / "back").symlink_to(photos)
+    (photos / "gone.jpg").symlink_to(tmp_path / "gone.jpg")
+    assert [path.name for path in run("outputs=[labels]")] == ["gone.jpg"]
+    assert files(tmp_path / "out") == [f"labels/{n}.png" for n in ("a", "b", "linked/c", "trip/a")]
+
+
+def test_photos_that_results_would_replace_are_refused(run: Any, photos: Path, tmp_path: Path) -> None:
+    photos.rename(tmp_path / "cutouts")
+    before = (tmp_path / "cutouts" / "b.png").read_bytes()
+    for source in ("cutouts", "cutouts/trip", "cutouts/b.png"):
+        with pytest.raises(UserError, match="where results are written"):
+            run(f"input={tmp_path / source}", f"output={tmp_path}", "outputs=[labels]", "overwrite=true")
+    assert (tmp_path / "cutouts" / "b.png").read_bytes() == before
+
+
 def test_names_are_safe_and_distinct(tmp_path: Path) -> None:
     source = tmp_path / "in"
     for name in ("a.jpg", "a.png", "sub/a.jpg", "sub/A b;$(x).jpg", ".hidden/c.jpg", "sub/.c.jpg"):
@@ -288,6 +330,16 @@ def test_photos_of_the_same_stem_keep_their_suffix(run: Any, photos: Path, tmp_p
         (["inference.enlarge_to=[960]"], "two edge lengths"),
         (["inference.enlarge_to=large"], "two edge lengths"),
         (["inference.enlarge_to=[a,b]"], "two edge lengths"),
+        (["inference.limit=4096"], "two edge lengths"),
+        (["inference.window=1024"], "two edge lengths"),
+        (["inference.overlap=wide"], "whole number"),
+        (["inference.memory_gb=four"], "memory_gb=four: give a number"),
+        (["inference.max_megapixels=null"], "give a number"),
+        (["overwrite=no"], "true or false"),
+        (["outputs=null"], "choose from"),
+        (["outputs=[masks]", "classes=[]"], "name a class"),
+        (["classes=[sky]"], "has neither"),
+        (["outputs=[cutouts]"], "what is to be cut out"),
     ],
 )
 def test_mistakes_are_told_before_any_work(
@@ -309,7 +361,7 @@ def test_edges_are_refused_where_the_network_has_none(run: Any, tmp_path: Path) 
 def test_a_class_named_twice_counts_once(run: Any, photos: Path, tmp_path: Path, one_thread: None) -> None:
     def alpha(classes: str) -> np.ndarray:
         run(f"input={photos / 'b.png'}", "outputs=[cutouts]", classes, "overwrite=true")
-        return cv2.imread(str(tmp_path / "out/cutouts/b.png"), cv2.IMREAD_UNCHANGED)[..., 3]
+        return cv2.imread(str(tmp_path / "out/cutouts/5_sky/b.png"), cv2.IMREAD_UNCHANGED)[..., 3]
 
     assert np.array_equal(alpha("classes=[sky,sky]"), alpha("classes=[sky]"))
     assert np.array_equal(alpha("classes=sky"), alpha("classes=[sky]"))
@@ -362,8 +414,8 @@ def command(checkpoint: Path, source: Path, out: Path, *overrides: str) -> list[
 @pytest.mark.slow
 def test_a_kill_leaves_no_half_file_and_the_next_run_goes_on(checkpoint: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
-    for number in range(4):  # so that it is at work when it is killed, however late that is
-        save_photo(source / f"tall{number}.png", 3000, 512)
+    for number in range(2):  # so that it is at work when it is killed, however late that is
+        save_photo(source / f"tall{number}.png", 1500, 512)
     tiled = ["inference=tiled", "inference.window=[192,256]", "inference.overlap=64"]
     process = subprocess.Popen(command(checkpoint, source, out, *tiled), cwd=ROOT, start_new_session=True)
     try:
@@ -381,12 +433,12 @@ def test_a_kill_leaves_no_half_file_and_the_next_run_goes_on(checkpoint: Path, t
         for path in found:
             with Image.open(path) as image:
                 image.load()
-                assert image.size == (512, 3000)
+                assert image.size == (512, 1500)
         return sorted(path.relative_to(out).as_posix() for path in found)
 
-    assert len(whole()) < 8
+    assert len(whole()) < 4
     assert subprocess.run(command(checkpoint, source, out, *tiled), cwd=ROOT).returncode == 0
-    assert whole() == [f"{kind}/tall{number}.png" for kind in ("labels", "overlays") for number in range(4)]
+    assert whole() == [f"{kind}/tall{number}.png" for kind in ("labels", "overlays") for number in range(2)]
 
 
 _PEAK = """
@@ -400,8 +452,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_height(checkpoint: Path, tmp_path: Path) -> None:
-    """Four times the rows, in windows: hardly more than the photo itself, which decoding needs."""
-    peaks, sizes = [], (1500, 6000)
+    """Many more rows, in windows: hardly more than the photo itself, which decoding needs; scores take ten times it."""
+    peaks, sizes = [], (1000, 4500)
     for height in sizes:
         source = tmp_path / f"{height}.png"
         save_photo(source, height, 512)
@@ -419,4 +471,4 @@ def test_memory_does_not_grow_with_the_height(checkpoint: Path, tmp_path: Path) 
         )
         peaks.append(int(result.stdout.splitlines()[-1]))
     extra_photo = (sizes[1] - sizes[0]) * 512 * 3
-    assert peaks[1] - peaks[0] < 3 * extra_photo + 60 * 2**20
+    assert peaks[1] - peaks[0] < 3 * extra_photo + 25 * 2**20

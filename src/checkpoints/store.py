@@ -65,6 +65,21 @@ class Checkpoint(NamedTuple):
             raise CheckpointError(f"{self.path}: its configuration does not name the classes (data.classes)")
         return classes
 
+    @property
+    def enlarge_to(self) -> tuple[int, int] | None:
+        """Two edge lengths that smaller photos were brought to in evaluation; None for no enlargement.
+
+        Raises:
+            CheckpointError: the configuration names something else.
+        """
+        data = self.config["data"]
+        if not data.get("enlarge"):
+            return None
+        edges = data.get("evaluation_limit", (4096, 3072))
+        if not isinstance(edges, list | tuple) or [type(edge) for edge in edges] != [int, int]:
+            raise CheckpointError(f"{self.path}: data.evaluation_limit={edges} is not two edge lengths")
+        return edges[0], edges[1]
+
 
 def read_file(path: str | Path) -> dict[str, Any]:
     """Read a ``torch.save`` file safely.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from src.checkpoints.store import Checkpoint, CheckpointError
+from src.checkpoints.store import CheckpointError
 from src.data.datamodule import SegmentationDataModule
 from src.data.new_categories import NewCategoryData
 from src.errors import UserError
@@ -45,22 +45,3 @@ def build_data(config: Mapping[str, Any], **changes: Any) -> SegmentationDataMod
         raise CheckpointError(
             f"the checkpoint's data cannot be opened as it says ({error}); {_CURE}"
         ) from error
-
-
-def enlarged_size(choice: Sequence[int] | str | None, checkpoint: Checkpoint) -> tuple[int, int] | None:
-    """Two edge lengths that smaller photos are brought to, or None.
-
-    Args:
-        choice: the two lengths; None for no enlargement; "checkpoint" for what the network was evaluated at.
-
-    Raises:
-        UserError: it is none of these.
-    """
-    if choice == "checkpoint":
-        data = checkpoint.config["data"]
-        choice = data.get("evaluation_limit", (4096, 3072)) if data.get("enlarge") else None
-    if choice is None:
-        return None
-    if isinstance(choice, str) or len(choice) != 2 or not all(isinstance(edge, int) for edge in choice):
-        raise UserError(f"inference.enlarge_to={choice}: give two edge lengths, checkpoint or null")
-    return int(choice[0]), int(choice[1])

@@ -90,6 +90,11 @@ class ExternalModel:
                 raise UserError(
                     f"{self._source} has {output.shape[1]} classes, 0 to {output.shape[1] - 1}, not {max(classes)}"
                 )
+            if settings.activation == "softmax" and output.shape[1] == 1:
+                raise UserError(
+                    f"{self._source} has one class, of which softmax makes 1 everywhere: choose --activation "
+                    "sigmoid, or none where its output lies in 0..1 already"
+                )
             scores = _activated(output.float(), settings.activation)[:, classes]
         return F.interpolate(scores, size, mode="bilinear", align_corners=False)[0].clamp(0, 1).numpy()
 

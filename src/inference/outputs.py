@@ -6,6 +6,7 @@ K classes, n rows of a band, W width
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,7 @@ from src.pictures import overlay
 from src.structures import IGNORE
 
 KINDS = ("labels", "overlays", "masks", "cutouts", "edges")
+_LONGEST_FOLDER = 100  # characters
 _SMALLEST_SUM = 1e-6  # below this no class has a share of the pixel
 
 
@@ -46,16 +48,35 @@ class OutputPlan(NamedTuple):
 
     def files(self, folder: Path, name: str) -> dict[str, Path]:
         """The files of one photo: place below the folder to path. ``name`` may hold sub-folders."""
-        places = [kind for kind in self.kinds if kind != "masks"]
-        if "masks" in self.kinds:
-            places += self.mask_places
+        places: list[str] = []
+        for kind in self.kinds:
+            places += {"masks": self.mask_places, "cutouts": [self.cutout_place]}.get(kind, [kind])
         return {place: folder / place / f"{name}.png" for place in places}
 
     @property
     def mask_places(self) -> list[str]:
         """Folders of the chosen classes' masks, ``masks/1_person``: safe whatever a checkpoint calls its classes."""
-        ids = {name: index for index, name in enumerate(self.classes)}
-        return [f"masks/{ids[name]}_{re.sub(r'[^A-Za-z0-9-]+', '_', name)}" for name in self.chosen]
+        return [f"masks/{folder}" for folder in self._class_folders]
+
+    @property
+    def cutout_place(self) -> str:
+        """Folder of the cut-outs of the chosen classes, ``cutouts/1_person+5_sky``: others lie beside it."""
+        folder = "+".join(self._class_folders)
+        if len(folder) > _LONGEST_FOLDER:
+            folder = f"{len(self.chosen)}_classes_{zlib.crc32(folder.encode()):08x}"
+        return f"cutouts/{folder}"
+
+    @property
+    def _class_folders(self) -> list[str]:
+        return [
+            f"{number}_{re.sub(r'[^A-Za-z0-9-]+', '_', name)}"
+            for number, name in zip(self._chosen_ids, self.chosen, strict=True)
+        ]
+
+    @property
+    def _chosen_ids(self) -> list[int]:
+        names = list(self.classes)
+        return [names.index(name) for name in self.chosen]
 
 
 class PhotoFiles:
@@ -101,7 +122,7 @@ class PhotoFiles:
             return PngWriter(path, width, height, "palette", palette=palette.tolist(), level=6)
         if place == "overlays":
             return PngWriter(path, width, height, "rgb", profile=self._profile)
-        if place == "cutouts":
+        if place == self._plan.cutout_place:
             return PngWriter(path, width, height, "rgba", profile=self._profile)
         return PngWriter(path, width, height, bits=self._plan.mask_bits if place != "edges" else 8)
 
@@ -118,7 +139,7 @@ class PhotoFiles:
                 writer.write(label)
             elif place == "overlays":
                 writer.write(overlay(photo, label, self._colours))
-            elif place == "cutouts":
+            elif place == self._plan.cutout_place:
                 writer.write(np.dstack((photo, _quantise(shares.sum(0), 8))))
             elif place == "edges":
                 writer.write(_quantise(torch.zeros_like(shares[0]) if band.edges is None else band.edges, 8))

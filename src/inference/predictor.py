@@ -1,7 +1,6 @@
 """From a photo to a label map in one call.
 
-network = load("model.ckpt")
-predictor = Predictor(network)
+predictor = Predictor.from_checkpoint("model.ckpt")
 result = predictor("photo.jpg")
 """
 
@@ -11,13 +10,14 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from src.allocation import return_freed_memory
+from src.checkpoints.store import load_network, read
 from src.inference.encoder import BandedEncoder
 from src.inference.folding import inference_copy
 from src.inference.high_resolution import HighResolutionBranch
@@ -25,7 +25,7 @@ from src.inference.large_photos import PhotoInMemory, PhotoRows, open_photo
 from src.inference.memory import WholeImageCost, available_bytes
 from src.inference.semantic import best_class
 from src.inference.tiled import TiledPredictor, Tiling, is_divisible
-from src.inference.whole import Band, at_size, predict_whole
+from src.inference.whole import Band, at_size, large_enough, predict_whole
 from src.models.segmenter import SMALLEST_SIDE
 from src.photos import PhotoError, fitted_size, resized
 
@@ -115,6 +115,19 @@ class Predictor:
             )
         return_freed_memory()
 
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu", **options: Any) -> Self:
+        """The network of a checkpoint, with photos enlarged where it was evaluated on enlarged ones.
+
+        Args:
+            path: of the checkpoint. device: of the network. options: arguments of ``Predictor``.
+
+        Raises:
+            CheckpointError: the file is unreadable.
+        """
+        checkpoint = read(path)
+        return cls(load_network(checkpoint).to(device), **({"enlarge_to": checkpoint.enlarge_to} | options))
+
     def __call__(self, photo: Photo, *, scores: bool = True) -> PhotoPrediction:
         """Predict one photo.
 
@@ -169,11 +182,11 @@ class Predictor:
         with self._precision():
             if self._tiled is not None and (self._mode == "tiled" or math.prod(fitted) > self._whole_pixels):
                 as_it_is = fitted == photo.size and min(fitted) >= SMALLEST_SIDE
-                source = photo if as_it_is else PhotoInMemory(_large_enough(_at(photo, fitted)))
+                source = photo if as_it_is else PhotoInMemory(large_enough(_at(photo, fitted)))
                 yield from at_size(self._tiled.bands(source), source.size, photo.size)
             else:
                 self._check_room(fitted)
-                image = torch.from_numpy(_large_enough(_at(photo, fitted))).to(self._device).permute(2, 0, 1)
+                image = torch.from_numpy(large_enough(_at(photo, fitted))).to(self._device).permute(2, 0, 1)
                 prediction = predict_whole(self._network, image, self._encoder)
                 prediction.leave_out_queries(self._epsilon)
                 treated = (image.shape[1], image.shape[2])
@@ -202,9 +215,3 @@ class Predictor:
 
 def _at(photo: PhotoRows, size: tuple[int, int]) -> NDArray[np.uint8]:
     return resized(photo.rows(0, photo.size[0]), size)
-
-
-def _large_enough(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Bring a very small photo to the shortest side that the network takes."""
-    height, width = pixels.shape[:2]
-    return resized(pixels, (max(height, SMALLEST_SIDE), max(width, SMALLEST_SIDE)))

@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from src.inference.encoder import BandedEncoder
 from src.inference.high_resolution import FusedMap, HighResolutionBranch
 from src.inference.rows import ResizedStream, Rows, cached_bands, resize_band, resized_rows, source_rows
 from src.inference.semantic import best_class, class_probabilities, score_bands, telling_queries
+from src.models.segmenter import SMALLEST_SIDE
+from src.photos import resized
 
 
 class Band(NamedTuple):
@@ -157,17 +161,26 @@ def predict_labels(network: Any, image: Tensor, size: tuple[int, int]) -> Tensor
 
     Args:
         network: a segmenter in evaluation mode; it is not changed.
-        image: (3, H, W) uint8 RGB on the network's device; both sides at least 64.
+        image: (3, H, W) uint8 RGB on the network's device; enlarged where a side is below 64, as in prediction.
         size: height and width of the label map, pixels.
 
     Returns:
         (*size) uint8 on the same device.
     """
+    if min(image.shape[1:]) < SMALLEST_SIDE:
+        pixels = large_enough(image.permute(1, 2, 0).cpu().numpy())
+        image = torch.from_numpy(pixels).permute(2, 0, 1).to(image.device)
     treated = (image.shape[1], image.shape[2])
     labels = torch.empty(size, dtype=torch.uint8, device=image.device)
     for band in at_size(predict_whole(network, image).bands(treated), treated, size):
         labels[band.top : band.top + band.scores.shape[1]] = best_class(band.scores)
     return labels
+
+
+def large_enough(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Bring a very small photo (H, W, 3) to the shortest side that networks take."""
+    height, width = pixels.shape[:2]
+    return resized(pixels, (max(height, SMALLEST_SIDE), max(width, SMALLEST_SIDE)))
 
 
 def at_size(found: Iterator[Band], treated: tuple[int, int], size: tuple[int, int]) -> Iterator[Band]:

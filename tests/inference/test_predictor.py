@@ -13,7 +13,8 @@ from torch import Tensor
 
 from src.checkpoints.store import build_network
 from src.config import compose_config, to_plain
-from src.inference import Predictor, semantic_scores
+from src.inference import Predictor, predict_labels, semantic_scores
+from src.inference.folding import inference_copy
 from src.inference.semantic import telling_queries
 from src.models.segmenter import Segmenter
 from src.photos import PhotoError
@@ -83,6 +84,16 @@ def test_smaller_photos_are_enlarged_and_brought_back(
     assert np.abs(result.scores - unchanged).max() > 1e-3
     same = Predictor(network, enlarge_to=(200, 150), mode=mode)(pixels).scores
     assert np.array_equal(same, unchanged)  # a larger photo stays as it is
+
+
+def test_small_photos_are_evaluated_as_they_are_predicted(
+    exact_network: Segmenter, exact_plain_network: Segmenter, image: Tensor
+) -> None:
+    small = image[:, :40, :90].contiguous()
+    pixels = small.permute(1, 2, 0).numpy().copy()
+    for network in (exact_network, exact_plain_network):
+        label = predict_labels(inference_copy(network), small, (40, 90))
+        assert np.array_equal(label.numpy(), Predictor(network)(pixels).label)
 
 
 @pytest.mark.parametrize("mode", ["whole", "tiled"])
