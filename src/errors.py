@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,11 +39,27 @@ def explained(go_on: bool = False) -> Iterator[None]:
             print("error: stopped before the end", file=sys.stderr)
             raise SystemExit(_TERMINATED) from None
         raise
-    except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
+    except Exception as error:
         if go_on:
-            raise
-        raise SystemExit(1) from None
+            _release(error)
+        if isinstance(error, UserError):
+            print(f"error: {message_of(error)}", file=sys.stderr)
+            if not go_on:
+                raise SystemExit(1) from None
+        raise
+
+
+def _release(error: BaseException) -> None:
+    """Let go of the variables of where an error came from.
+
+    Whoever keeps the error would keep what was on the device too, and the next run would have no room.
+    """
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
 
 
 def message_of(error: BaseException) -> str:

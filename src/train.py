@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from src.checkpoints.growth import grow_weights
 from src.checkpoints.store import load_weights, read
 from src.config import CONFIG_DIR, build, sweep_jobs, to_plain
 from src.data.datamodule import SegmentationDataModule
-from src.engine.callbacks import LeanSteps, WholeCheckpoints
+from src.engine.callbacks import LeanSteps, RunTimer, SynchronisedNorms, WholeCheckpoints
 from src.engine.logging import quiet_lightning
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
@@ -48,6 +50,13 @@ def main(config: DictConfig) -> float | None:
         announce(config)
         try:
             return train(config)
+        except UserError:
+            raise
+        except Exception:
+            if sweeps and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+                traceback.print_exc()
+                os._exit(1)  # or it would go on with the next run, while the others wait for it in this one
+            raise
         finally:
             if sweeps:
                 _show_sweep(Path(HydraConfig.get().sweep.dir))
@@ -93,6 +102,13 @@ def train(config: DictConfig) -> float | None:
                 log.info("before training: %s", means_line(untrained))
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         wandb.finish()  # says what it has to say before the results
+        if trainer.is_global_zero and trainer.global_step < trainer.max_steps and trainer.max_epochs == -1:
+            log.warning(
+                "ended behind step %d of %d; with resume=%s added to its overrides the run goes on from there",
+                trainer.global_step,
+                trainer.max_steps,
+                Path(config.run_dir) / "checkpoints" / "last.ckpt",
+            )
         if trainer.is_global_zero:
             scores = None if module.latest_scores is untrained else module.latest_scores
             print_results(Path(config.run_dir), module.class_names, scores, untrained)
@@ -203,12 +219,14 @@ def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
     callbacks: list[Callback] = [build(node) for node in chosen]
     if config.activation_checkpointing:
         callbacks.append(LeanSteps())
+    if limit := plain["trainer"].get("max_time"):
+        callbacks.append(RunTimer(limit))
     kept = [callback for callback in callbacks if callback is not None]
     return build(
         config.trainer,
         logger=loggers,
         callbacks=kept,
-        plugins=[WholeCheckpoints()],
+        plugins=[WholeCheckpoints(), *([SynchronisedNorms()] if config.trainer.sync_batchnorm else [])],
         enable_progress_bar=bar,
     )
 

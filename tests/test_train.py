@@ -22,7 +22,7 @@ from omegaconf import DictConfig, open_dict
 from src.checkpoints.store import build_network, write
 from src.config import build, compose_config, to_plain
 from src.data.targets import boundary_map
-from src.engine.callbacks import WholeCheckpoints
+from src.engine.callbacks import SynchronisedNorms, WholeCheckpoints
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
 from src.errors import UserError, explained
@@ -486,14 +486,21 @@ def test_recomputation_in_a_compiled_network(configure: Callable[..., DictConfig
         assert (recomputed[name] - gradient).norm() < 1e-2 * gradient.norm() + 1e-4 * largest, name
 
 
-@pytest.mark.parametrize("norm", ["frozen", "batch"])
-def test_synchronised_norms_keep_their_kind(configure: Callable[..., DictConfig], norm: str) -> None:
-    """Lightning replaces norms behind everything else; the stem is recomputed with those in their places."""
-    config = configure("model/size=lite", f"recipe.pooled_norm={norm}", "recipe.freeze_norm_statistics=true")
+@pytest.mark.parametrize(("norm", "size"), [("frozen", "lite"), ("batch", "lite"), ("batch", "nano")])
+def test_synchronised_norms_keep_their_kind(
+    configure: Callable[..., DictConfig], norm: str, size: str
+) -> None:
+    """Lightning replaces norms behind everything else; the stem is recomputed with those in their places.
+
+    Those of the nano model's encoder hold the activations too.
+    """
+    config = configure(
+        f"model/size={size}", f"recipe.pooled_norm={norm}", "recipe.freeze_norm_statistics=true"
+    )
     network = build(config.model.network)
     checkpoint_network(network)
     plain = copy.deepcopy(network).train()
-    network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network).train()
+    network = SynchronisedNorms().apply(network).train()
     trains = {
         name: module.training
         for name, module in network.named_modules()

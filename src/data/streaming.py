@@ -120,6 +120,8 @@ class EntryStream(StreamingDataset):
                 max_cache_size=f"{int(cache_gigabytes * 1000)}MB",
                 storage_options={"config": config} if place.startswith("s3://") else {},
             )
+            # on network file systems LitData would deal out whole shards and leave the same photos out in every epoch
+            self.posix_fast = None
             self.photos = len(self)
         except StoreError:
             raise
@@ -178,10 +180,12 @@ class EntryLoader(StreamingDataLoader):
     """
 
     _delivered = 0  # batches of the present epoch, also those before a resume
+    _loaded = False  # a state that no epoch has begun from yet; Lightning may end an epoch early
 
     def __iter__(self) -> Iterator[Any]:
-        if self._delivered >= len(self):
+        if self._delivered >= len(self) or not self._loaded:
             self.restore = False
+        self._loaded = False
         if not self.restore:
             self._delivered = 0
         for batch in super().__iter__():
@@ -190,6 +194,7 @@ class EntryLoader(StreamingDataLoader):
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         super().load_state_dict(obj)
+        self._loaded = True
         stream = obj["dataset"]
         self._delivered = stream["sample_in_epoch"] // (stream["world_size"] * self.batch_size)
 

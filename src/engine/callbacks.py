@@ -12,11 +12,13 @@ import cv2
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from lightning.pytorch.utilities import move_data_to_device
 from numpy.typing import NDArray
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from src.allocation import return_freed_memory
@@ -45,6 +47,24 @@ class WholeCheckpoints(TorchCheckpointIO):
         write_file(path, checkpoint)
 
 
+class SynchronisedNorms(TorchSyncBatchNorm):
+    """BatchNorm over all processes, also where timm's does the activation too, which Lightning would lose."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        return convert_sync_batchnorm(model)
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Leave them: outside of training they are ordinary ones, and Lightning would lose activations here too."""
+        return model
+
+
+class RunTimer(Timer):
+    """Ends training after some time of this process; Lightning's counts what came before a resume too."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Begin anew."""
+
+
 class LastCheckpoint(ModelCheckpoint):
     """Keeps one checkpoint to resume from: of every ``every_n_train_steps``-th step, and of the last one.
 
@@ -63,15 +83,19 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: CropBatch, batch_idx: int
     ) -> None:
-        if trainer.global_step % self._every_n_train_steps == 0:
+        every = self._every_n_train_steps
+        if every and trainer.global_step % every == 0:
             _check_finite(pl_module, trainer.global_step)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         between_steps = not trainer.fit_loop._should_accumulate()
+        if not between_steps:  # as after trainer.max_time, which asks again behind the next batch
+            trainer.should_stop = False
         if trainer.world_size == 1 and (self._told_to_stop or trainer.received_sigterm):
             self._told_to_stop = True
             trainer._signal_connector.received_sigterm = between_steps  # Lightning would stop inside a step
         # Not when training has ended: averaged weights have then taken the place of the trained ones.
-        if trainer.global_step == trainer.max_steps or (self._told_to_stop and between_steps):
+        stops = self._told_to_stop or trainer.should_stop
+        if is_last_step(trainer) or (stops and between_steps):
             self._save_now(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -116,6 +140,12 @@ class LastCheckpoint(ModelCheckpoint):
             )
 
 
+def is_last_step(trainer: Trainer) -> bool:
+    """Whether training ends with the step that is done, by ``max_steps`` or by ``max_epochs``."""
+    epochs = trainer.current_epoch + 1 == trainer.max_epochs
+    return trainer.global_step == trainer.max_steps or (epochs and trainer.is_last_batch)
+
+
 def _check_finite(module: nn.Module, step: int) -> None:
     """Raise instead of putting weights that are lost in the place of a good checkpoint."""
     held = itertools.chain(module.named_parameters(), module.named_buffers())
@@ -134,7 +164,7 @@ class LastValidation(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: CropBatch, batch_idx: int
     ) -> None:
-        if trainer.global_step == trainer.max_steps:
+        if is_last_step(trainer):
             trainer.should_stop = True  # Lightning validates before it stops
 
 
@@ -164,7 +194,7 @@ class Throughput(Callback):
         self._crops += len(batch.images)
         self._idle_since = time.perf_counter()
         if (
-            trainer.fit_loop.epoch_loop.total_batch_idx % self.every != self.every - 1
+            not self.every or trainer.fit_loop.epoch_loop.total_batch_idx % self.every != self.every - 1
         ):  # epochs may be shorter
             return
         elapsed = self._idle_since - self._since

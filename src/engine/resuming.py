@@ -40,6 +40,7 @@ _NOT_FELT = (
     "trainer.enable_progress_bar",
     "trainer.gradient_clip_val",  # the recipe's
     "trainer.log_every_n_steps",
+    "trainer.max_time",
     "trainer.max_steps",  # the recipe's
     "trainer.val_check_interval",
 )

@@ -226,6 +226,23 @@ def test_resuming_with_other_workers(shards: Path, tmp_path: Path) -> None:
     assert len(left_out) < 2 * 2
 
 
+def test_epochs_that_end_early_go_on_after_a_resume(shards: Path, tmp_path: Path) -> None:
+    """Lightning ends them with ``limit_train_batches``."""
+    checkpoint = tmp_path / "stopped.ckpt"
+    options = {"limit_train_batches": 5, "max_epochs": 4}
+    whole = fit(datamodule(str(shards), tmp_path), tmp_path, callbacks=[SaveAt(checkpoint, 8)], **options)
+    resumed = fit(datamodule(str(shards), tmp_path), tmp_path, resume=checkpoint, **options)
+    assert resumed.crops == whole.crops[16:]
+
+
+def test_network_file_systems_leave_no_photo_out(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LITDATA_POSIX_FAST", "1")  # what LitData turns on by itself where it sees one
+    loader = datamodule(str(shards), tmp_path, num_workers=4, batch_size=1).train_dataloader()
+    assert sum(len(batch.images) for batch in loader) == PHOTOS
+
+
 def test_damaged_shards_are_named(shards: Path, tmp_path: Path) -> None:
     copy = tmp_path / "shards"
     shutil.copytree(shards, copy)
