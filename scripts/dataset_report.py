@@ -34,7 +34,7 @@ from src.config import data_config
 from src.data.classes import ClassMap, Taxonomy
 from src.data.folder import Pair, find_pairs
 from src.errors import UserError, explained
-from src.files import write_atomically
+from src.files import check_writable, given_path, write_atomically
 from src.report.examples import Example, photo_and_label
 from src.report.page import render_page
 
@@ -50,7 +50,7 @@ def describe(
         workers: processes.
         examples: photos to show, those with the most complex masks.
     """
-    root = Path(data["root"]).expanduser().resolve()
+    root = given_path(data["root"], "data.root").resolve()
     if output.resolve().is_relative_to(root):
         raise UserError(
             f"{output} lies in the dataset {root}, which stays as it is; give --output another folder"
@@ -58,6 +58,7 @@ def describe(
     taxonomy = Taxonomy.from_mapping(data["classes"])
     maps = class_maps(data)
     pairs = {split: find_pairs(folders) for split, folders in existing_splits(data).items()}
+    check_writable(output, "--output")
     everything = [pair for found in pairs.values() for pair in found]
     of_pair = [maps[split] for split, found in pairs.items() for _ in found]
     labels = map_files(

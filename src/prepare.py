@@ -25,6 +25,7 @@ from src.data.store.jpegtran import find_jpegtran
 from src.data.store.manifest import FILE, Manifest
 from src.data.store.shards import INDEX, write_shards
 from src.errors import UserError, explained
+from src.files import check_writable, given_path
 
 FORMATS = ("store", "litdata")
 VERIFY = {None: 0.0, "sample": 0.01, "all": 1.0}  # share of the entries
@@ -98,10 +99,16 @@ def _output(plain: dict[str, Any]) -> Path:
         raise UserError(f"format={plain['format']}: choose one of {', '.join(FORMATS)}")
     if plain["verify"] not in VERIFY:
         raise UserError(f"verify={plain['verify']}: choose sample or all, or leave it out")
-    folder = Path(plain["output"]).expanduser()
+    folder = given_path(plain["output"], "output")
+    workers = plain["workers"]
+    if workers is not None and (not isinstance(workers, int) or workers < 0):
+        raise UserError(f"workers={workers}: give how many threads, or null for one for each core")
+    if isinstance(plain["splits"], str):
+        plain["splits"] = [plain["splits"]]
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output={folder} is a file; give a folder")
     find_jpegtran()
+    check_writable(folder, "output")
     return folder
 
 

@@ -74,15 +74,33 @@ def test_failures_are_returned(root: Path, tmp_path: Path) -> None:
     assert list(run(root, tmp_path / "store")) == ["train/p2"]
 
 
-@pytest.mark.parametrize("overrides", [["format=zip"], ["verify=half"], ["splits=[holiday]"]])
+@pytest.mark.parametrize(
+    "overrides", [["format=zip"], ["verify=half"], ["splits=[holiday]"], ["workers=auto"]]
+)
 def test_impossible_wishes(root: Path, tmp_path: Path, overrides: list[str]) -> None:
     with pytest.raises(UserError):
         run(root, tmp_path / "store", *overrides)
 
 
+def test_one_split_needs_no_brackets(root: Path, tmp_path: Path) -> None:
+    assert run(root, tmp_path / "store", "splits=val") == {}
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["val"]
+
+
+def test_the_store_of_other_photos_is_left_alone(root: Path, tmp_path: Path) -> None:
+    run(root, tmp_path / "store")
+    for path in root.rglob("p?.*"):
+        path.rename(path.with_stem(f"other_{path.stem}"))
+    with pytest.raises(UserError, match="store of other photos"):
+        run(root, tmp_path / "store")
+    assert "p0" in Manifest.read(tmp_path / "store/train").entries
+
+
 def test_output_is_needed_and_must_lie_elsewhere(root: Path) -> None:
     with pytest.raises(UserError, match="output is not given"):
         run(root, None)
+    with pytest.raises(UserError, match="read as a number"):
+        run(root, None, "output=2024")
     with pytest.raises(UserError, match="one in the other"):
         run(root, root)
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from src.audit.colours import coloured_picture, foreign_palette, grey_picture, meaning
 from src.audit.leakage import same_photos, thumbnail
 from src.data.classes import ClassMap, Taxonomy
-from src.data.folder import SplitFolders
+from src.data.folder import SplitFolders, in_subfolders
 from src.errors import UserError
 from src.photos import LABEL_SUFFIXES, PHOTO_SUFFIXES, PhotoError, read_label, read_photo
 from src.structures import IGNORE
@@ -98,6 +98,13 @@ def match_files(split: str, folders: SplitFolders) -> tuple[list[Task], list[Fau
         faults.append(Fault("missing pair", split, images[stem][0], detail))
     for stem in sorted(labels.keys() - images.keys()):
         faults.append(Fault("missing pair", split, labels[stem][0], f"no photo {stem} in {folders.images}"))
+    for folder, suffixes in ((folders.images, PHOTO_SUFFIXES), (folders.labels, LABEL_SUFFIXES)):
+        if folder.is_dir() and (inner := in_subfolders(folder, suffixes)):
+            faults.append(
+                Fault(
+                    "missing pair", split, folder, f"{inner} files in sub-folders are not used; move them up"
+                )
+            )
     tasks = [
         Task(split, images[stem][0], labels[stem][0] if stem in labels else None) for stem in sorted(images)
     ]

@@ -12,6 +12,7 @@ from src.data.folder import IMAGE_FOLDERS, LABEL_FOLDER, SplitFolders, benchmark
 from src.data.new_categories import NewCategoryData
 from src.data.synthetic import holds_scenes, write_synthetic_dataset
 from src.errors import UserError
+from src.files import given_path
 from src.photos import PHOTO_SUFFIXES
 
 SPLITS = ("train", "val", "test")
@@ -25,7 +26,7 @@ def draw_missing_scenes(data: Mapping[str, Any]) -> None:
     Args:
         data: configuration of a dataset, plain values.
     """
-    root = Path(data["root"]).expanduser()
+    root = given_path(data["root"], "data.root")
     if not data.get("synthetic"):
         return
     ids = {name: index for index, name in enumerate(data["classes"])}
@@ -66,7 +67,7 @@ def absent_splits(data: Mapping[str, Any]) -> dict[str, SplitFolders]:
 
 def _configured(data: Mapping[str, Any]) -> dict[str, SplitFolders]:
     """Splits whose folders the configuration names."""
-    root = Path(data["root"]).expanduser()
+    root = given_path(data["root"], "data.root")
     return {
         split: SplitFolders(*(root / Path(folders[kind]).expanduser() for kind in ("images", "labels")))
         for split, folders in (data.get("folders") or {}).items()
@@ -82,7 +83,7 @@ def existing_splits(data: Mapping[str, Any]) -> dict[str, SplitFolders]:
     Raises:
         UserError: the root is missing, or no split was found in it; shows the expected layout.
     """
-    root = Path(data["root"]).expanduser()
+    root = given_path(data["root"], "data.root")
     if data.get("folders"):
         configured = _configured(data)
     else:

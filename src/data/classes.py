@@ -19,6 +19,7 @@ from src.errors import UserError
 from src.structures import IGNORE
 
 IGNORE_COLOUR = (255, 255, 255)
+_RESERVED = {"mean": "the mean of the classes", "ignore": "pixels that count nowhere"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +39,11 @@ class Taxonomy:
         """Build from an ordered mapping of name to RGB colour, as the configuration holds it.
 
         Raises:
-            ValueError: no class, more than 254, a name that is no text or "mean", or a colour that is not three
-                numbers from 0 to 255.
+            ValueError: no class, more than 254, a name that is no text or means something else ("mean", "ignore"),
+                or a colour that is not three numbers from 0 to 255.
         """
+        if not isinstance(classes, Mapping):
+            raise UserError("data.classes is a mapping of names to colours, such as {sky: [70, 130, 180]}")
         if not 1 <= len(classes) < IGNORE:
             raise UserError(
                 f"the taxonomy has {len(classes)} classes; 1 to {IGNORE - 1} fit 8-bit label maps"
@@ -50,14 +53,13 @@ class Taxonomy:
                 raise UserError(
                     f"class {name!r}: a name is text; put it in quotes, where YAML reads a number or a truth value"
                 )
-            if name == "mean":
+            if name in _RESERVED:
                 raise UserError(
-                    "a class named mean would be taken for the mean of the classes; choose another name"
+                    f"a class named {name} would be taken for {_RESERVED[name]}; choose another name"
                 )
-            if len(colour) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in colour):
-                raise UserError(
-                    f"class {name!r}: colour {list(colour)} is not [red, green, blue], each 0 to 255"
-                )
+            parts = list(colour) if isinstance(colour, Sequence) else []
+            if len(parts) != 3 or not all(isinstance(part, int) and 0 <= part <= 255 for part in parts):
+                raise UserError(f"class {name!r}: colour {colour} is not [red, green, blue], each 0 to 255")
         return cls(tuple(classes), np.array([list(c) for c in classes.values()], dtype=np.uint8))
 
     @property
@@ -119,9 +121,11 @@ class ClassMap:
         self._table = np.full(256, self._UNKNOWN, dtype=np.uint8)
         self._table[IGNORE] = IGNORE
         for raw, target in mapping.items():
-            if not 0 <= int(raw) <= 255:
+            if not isinstance(raw, int):
+                raise UserError(f"class_map: {raw!r} is no raw id; write id: class, such as 3: sky")
+            if not 0 <= raw <= 255:
                 raise UserError(f"class_map: raw id {raw} is outside 0..255, the range of 8-bit label maps")
-            self._table[int(raw)] = self._class_id(taxonomy, raw, target)
+            self._table[raw] = self._class_id(taxonomy, raw, target)
         # Where the ids 0..n-1 and 255 stay what they are and no other is known, a look is quicker than a table.
         known = np.flatnonzero(self._table != self._UNKNOWN)
         stays = np.array_equal(self._table[known], known)

@@ -37,6 +37,7 @@ from src.data.store.shards import INDEX
 from src.data.store.source import StoreSource
 from src.data.synthetic import write_synthetic_dataset
 from src.errors import UserError
+from src.files import given_path
 from src.structures import CropBatch, LabelledImage
 
 SPLITS = ("train", "val", "test")
@@ -107,9 +108,9 @@ class SegmentationDataModule(LightningDataModule):
         if augment_on not in ("worker", "device"):
             raise UserError(f"data.augment_on={augment_on}: choose worker or device")
         self.class_map = ClassMap(self.taxonomy, class_map)
-        self._root = Path(root).expanduser()
+        self._root = given_path(root, "data.root")
         self._folders = folders
-        self._store = store
+        self._store = None if store is None else _address(store)
         self._cache = None if cache_folder is None else str(Path(cache_folder).expanduser()), cache_gigabytes
         crop = RandomCrop(crop_size, tuple(scales), short_edge, max_long_edge, max_class_share)
         self._make_crop = self.crop_maker(crop, augment_here=augment_on == "worker")
@@ -281,5 +282,14 @@ class SegmentationDataModule(LightningDataModule):
                 f"data.folders.{split}.images and data.folders.{split}.labels"
             )
         folders = self._folders[split]
-        images, labels = (self._root / Path(folders[kind]).expanduser() for kind in ("images", "labels"))
+        images, labels = (
+            self._root / given_path(folders[kind], f"data.folders.{split}.{kind}")
+            for kind in ("images", "labels")
+        )
         return SplitFolders(images, labels)
+
+
+def _address(store: Any) -> str:
+    """A folder or an address, as it was given."""
+    given_path(store, "data.store")
+    return str(store)

@@ -209,6 +209,12 @@ def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.suffix.lower() in suffixes and not f.name.startswith("."))
 
 
+def in_subfolders(folder: Path, suffixes: frozenset[str]) -> int:
+    """How many files of these kinds lie in a folder's visible sub-folders, which are not searched."""
+    inner = [place for place in folder.iterdir() if not place.name.startswith(".") and place.is_dir()]
+    return sum(path.suffix.lower() in suffixes for place in inner for path in place.rglob("*"))
+
+
 def files_by_stem(folder: Path, suffixes: frozenset[str], kind: str) -> dict[str, Path]:
     """The visible files of a folder by stem; ``DatasetError`` when there are none or a stem occurs twice."""
     if not folder.is_dir():
@@ -220,11 +226,19 @@ def files_by_stem(folder: Path, suffixes: frozenset[str], kind: str) -> dict[str
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for file in _files(folder, suffixes):
         by_stem[file.stem].append(file)
+    inner = in_subfolders(folder, suffixes)
     if not by_stem:
         endings = ", ".join(sorted(suffixes))
-        raise DatasetError(
-            f"{folder}: no {kind} in this folder; looked for files ending in {endings} (any case)."
+        hint = (
+            f" {inner} lie in sub-folders: move them up, or point data.folders at one of these."
+            if inner
+            else ""
         )
+        raise DatasetError(
+            f"{folder}: no {kind} in this folder; looked for files ending in {endings} (any case).{hint}"
+        )
+    if inner:
+        log.warning("%s: %d %ss in sub-folders are not used; move them up to use them", folder, inner, kind)
     twice = [" and ".join(file.name for file in files) for files in by_stem.values() if len(files) > 1]
     if twice:
         raise DatasetError(

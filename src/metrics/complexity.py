@@ -75,7 +75,10 @@ def mask_complexity(label: NDArray[np.uint8], num_classes: int) -> NDArray[np.fl
     Returns:
         (K,) float64, nan for classes that the map does not have.
     """
-    return np.array([isoperimetric_quotient(label == index) for index in range(num_classes)])
+    quotients = np.full(num_classes, np.nan)
+    for index in np.flatnonzero(np.bincount(label.ravel(), minlength=256)[:num_classes]):
+        quotients[index] = isoperimetric_quotient(label == index)
+    return quotients
 
 
 def mean_complexity(label: NDArray[np.uint8], num_classes: int) -> float:

@@ -45,6 +45,9 @@ def test_palette_paints_as_colourise_does(taxonomy: Taxonomy) -> None:
         ({"sky": [0, 0, 0.5]}, "'sky'"),
         ({0: [0, 0, 0]}, "class 0: a name is text"),
         ({"mean": [0, 0, 0]}, "choose another name"),
+        ({"ignore": [0, 0, 0]}, "choose another name"),
+        ({"sky": None}, "'sky'"),
+        (["sky", "tree"], "mapping of names to colours"),
     ],
 )
 def test_impossible_taxonomies(classes: dict[str, list[int]], message: str) -> None:
@@ -84,6 +87,8 @@ class TestClassMap:
             ({0: -1}, "raw id 0 maps to -1"),
             ({256: "sky"}, "raw id 256"),
             ({-1: "sky"}, "raw id -1"),
+            ({"sky": 0}, "'sky' is no raw id"),
+            ({0.5: "sky"}, "0.5 is no raw id"),
         ],
     )
     def test_impossible_mappings(

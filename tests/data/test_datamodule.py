@@ -16,6 +16,7 @@ from yaml import safe_load
 
 from src.data.datamodule import SegmentationDataModule
 from src.data.folder import DatasetError
+from src.errors import UserError
 from src.structures import CropBatch, LabelledImage
 
 CONF = Path(__file__).parents[2] / "conf/data"
@@ -23,9 +24,18 @@ Writer = Callable[..., Path]
 CLASSES = {"background": [0, 0, 0], "person": [255, 0, 0], "sky": [0, 0, 255]}
 
 
-def datamodule(root: Path, **changes: Any) -> SegmentationDataModule:
+def datamodule(root: Any, **changes: Any) -> SegmentationDataModule:
     arguments: dict[str, Any] = {"crop_size": 16, "batch_size": 2, "scales": [0.5, 1.0, 1.5]}
-    return SegmentationDataModule(str(root), CLASSES, **(arguments | changes))
+    return SegmentationDataModule(root, CLASSES, **(arguments | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"root": 20240501}, {"store": 2024}, {"folders": {"train": {"images": 20240501, "labels": "labels"}}}],
+)
+def test_numbers_for_folders_are_told(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="read as a number"):
+        datamodule(**({"root": tmp_path} | changes)).setup("fit")
 
 
 def digest(batch: CropBatch) -> str:

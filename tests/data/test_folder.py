@@ -114,6 +114,21 @@ class TestFindPairs:
         with pytest.raises(DatasetError, match=r"images/train: no photo.*\.jpg"):
             find_pairs(folders)
 
+    def test_photos_in_subfolders_are_told(
+        self, write_dataset: Writer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        folders = train_folders(write_dataset())
+        find_pairs(folders)
+        assert "sub-folders" not in caplog.text
+        (folders.images / "city").mkdir()
+        Image.new("RGB", (8, 6)).save(folders.images / "city" / "a.jpg")
+        find_pairs(folders)
+        assert "1 photos in sub-folders are not used" in caplog.text
+        for file in folders.images.glob("*.*"):
+            file.unlink()
+        with pytest.raises(DatasetError, match=r"no photo in this folder.*1 lie in sub-folders"):
+            find_pairs(folders)
+
     def test_folder_absent(self, tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match="nowhere: no such folder"):
             find_pairs(SplitFolders(tmp_path / "nowhere", tmp_path))

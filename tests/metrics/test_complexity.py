@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
+from src.metrics import complexity
 from src.metrics.complexity import (
     ComplexityAccumulator,
+    MaskShape,
     isoperimetric_quotient,
     mask_complexity,
     measure_mask,
@@ -133,6 +135,21 @@ def random_labels(count: int) -> list[np.ndarray]:
     labels = [rng.integers(0, 3, (12, 16)).astype(np.uint8) for _ in range(count)]
     labels[0][labels[0] == 1] = IGNORE
     return labels
+
+
+def test_classes_that_are_not_there_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+
+    def measure(mask: np.ndarray) -> MaskShape:
+        measured.append(int(mask.sum()))
+        return MaskShape(1, 4, 1, 4)
+
+    monkeypatch.setattr(complexity, "measure_mask", measure)
+    label = np.full((8, 8), 200, np.uint8)
+    label[:2] = 3
+    quotients = complexity.mask_complexity(label, 254)
+    assert measured == [16, 48]
+    assert np.flatnonzero(~np.isnan(quotients)).tolist() == [3, 200]
 
 
 def test_the_mean_is_over_masks_not_over_images() -> None:

@@ -27,7 +27,7 @@ from src.data.store.jpegtran import add_restart_markers, find_jpegtran, with_ori
 from src.data.store.manifest import FILE, Fingerprint, Manifest, Record
 from src.data.store.restart_jpeg import JpegError, UnsuitableJpeg
 from src.errors import UserError
-from src.files import TEMPORARY, write_atomically
+from src.files import remove_leftovers, write_atomically
 from src.photos import PhotoError, photo_orientation, read_label, read_photo
 
 JPEG_QUALITY = (
@@ -69,6 +69,10 @@ def convert_split(
     """
     jpegtran = find_jpegtran()
     known = Manifest.read(folder).entries if (folder / FILE).exists() else {}
+    if known and pairs and not known.keys() & {pair.name for pair in pairs}:
+        raise UserError(
+            f"{folder} is the store of other photos ({next(iter(known))}, ...); choose another output, or delete it"
+        )
 
     def convert(pair: Pair) -> tuple[Record, bool]:
         path = folder / (pair.name + SUFFIX)
@@ -100,7 +104,7 @@ def convert_split(
             progress(pair)
         manifest = Manifest(records, failed)
         manifest.write(folder)
-    _remove_leftovers(folder, started)
+    remove_leftovers(folder, started)
     return Conversion(manifest, converted)
 
 
@@ -136,18 +140,6 @@ def verify_split(
                 failed[pair.name] = str(error)
             progress(pair)
     return failed
-
-
-def _remove_leftovers(folder: Path, before: float) -> None:
-    """Delete what runs that were killed while they wrote have left under temporary names.
-
-    Args:
-        folder: of the split in the store.
-        before: seconds since the epoch; younger files may belong to a run beside this one.
-    """
-    for path in folder.glob(f"{TEMPORARY}*"):
-        if path.stat().st_mtime < before:
-            path.unlink(missing_ok=True)
 
 
 def _existing(pair: Pair, path: Path, listed: Record | None) -> Record | None:
