@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from src.errors import UserError
-from src.losses.criterion import SetCriterion
+from src.losses.criterion import ImageTargets, SetCriterion
 from src.losses.decoupled import DecoupledCriterion
 from src.losses.mask import dice_loss
 from src.losses.matcher import HungarianMatcher
@@ -211,24 +212,40 @@ class TestLosses:
                 assert tensor.grad.isfinite().all()
         assert prediction.edge_logits.grad.isfinite().all()
 
+    @pytest.mark.parametrize("treatment", ["reversed", "uniform"])
+    def test_nothing_but_the_classes_is_learned_where_nothing_is_known(self, treatment):
+        label = torch.full((1, SIZE, SIZE), OTHERS, dtype=torch.uint8)
+        pseudo = torch.full((1, 2, SIZE, SIZE), 127, dtype=torch.uint8)
+        terms = criterion(treatment)(predictions(), Targets(label, torch.ones_like(label), pseudo))
+        known = {name: term.item() for name, term in terms.items() if not name.endswith("class")}
+        assert len(known) == 2 * 2 + 1
+        assert known == dict.fromkeys(known, 0)
+
     def test_masks_learn_nothing_from_pixels_that_cannot_be_believed(self):
-        """Moving the doubtful pixels of a pseudo mask about does not move the loss."""
-        label, pseudo = scene()
-        ours, losses = criterion(num_points=4000), []
-        target = ours.all_targets(batch((label, pseudo)))[0]
-        car = target.labels.tolist().index(CAR)
-        trusted = target.trust[car] > 0
-        logits = torch.where(target.masks[car] > 0, 8.0, -8.0)
-        for wrong in (logits, torch.where(trusted, logits, -logits)):
-            coordinates, factors, trust = ours.points.trusted(
-                wrong[None], target.weight_map[car : car + 1], target.trust[car : car + 1]
-            )
-            column, row = (coordinates[0] * SIZE).long().unbind(-1)
-            exact = trusted[row, column]
-            assert float(factors[0][~exact].abs().mean()) < 0.35  # halves of neighbours, by interpolation
-            point_logits, masks = wrong[row, column][None], target.masks[car][row, column][None]
-            losses.append(float(dice_loss(point_logits[:, exact], masks[:, exact], 1, trust[:, exact])))
-        assert losses[0] == pytest.approx(losses[1], abs=0.01)
+        ours = criterion(num_points=4000)
+        target = ours.all_targets(batch(scene()))[0]
+        count = len(target.labels)
+        features = torch.randn(1, count, SIZE, SIZE, requires_grad=True)  # each query has a channel of its own
+        layer = QueryPrediction(torch.zeros(1, count, 6), torch.eye(count)[None], features)
+        own = torch.arange(count)
+        sum(ours._mask_terms("", layer, [target], [(own, own)], 1.0).values()).backward()
+        reached = features.grad[0] != 0
+        believed = target.trust > 0
+        beside = F.max_pool2d(believed.float(), 3, 1, 1) > 0  # points lie between pixels
+        assert not beside.all()
+        assert not reached[~beside].any()
+        assert reached[believed].float().mean() > 0.9
+
+    def test_the_query_that_is_right_where_labels_can_be_believed_is_matched(self):
+        mask, trust = torch.zeros(1, SIZE, SIZE), torch.zeros(1, SIZE, SIZE)
+        mask[:, : SIZE // 2] = 1
+        trust[..., : SIZE // 4] = 1
+        right = 8 * (2 * mask - 1)
+        logits = torch.cat((torch.where(trust > 0, -right, right), torch.where(trust > 0, right, -right)))
+        layer = QueryPrediction(torch.zeros(1, 2, 6), torch.eye(2)[None], logits[None])
+        target = ImageTargets(torch.tensor([CAR]), mask, None, trust)
+        (((queries, _),),) = criterion().match([layer], [target])
+        assert queries.tolist() == [1]
 
     def test_piloted_queries_keep_their_targets(self):
         prediction = predictions(2)

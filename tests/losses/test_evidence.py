@@ -45,12 +45,12 @@ class TestReversedWeight:
         assert (weight[8:11].diff() < 0).all()
         assert weight[11] == weight[12] == 0  # 1 - 2 w would be 0.11 here
 
-    def test_is_the_reverse_of_the_precise_weight(self):
-        masks = half()[:, :, 2:]  # away from the border the two have one w
-        precise, w = 1 + 5 * boundary_weight(masks, 5), proximity(masks, 5)
-        inner = (slice(None), slice(3, -3), slice(3, -3))
-        torch.testing.assert_close(precise[inner], (1 + 5 * w)[inner])
-        assert (reversed_weight(masks)[inner] <= 1).all()
+    def test_takes_off_what_the_precise_weight_adds(self):
+        masks = half(24, 24, 12)
+        both = 1 + 2 * boundary_weight(masks, 9) + reversed_weight(masks, kernel=9, strength=2.0)
+        inner = both[0, 4:-4, 4:-4]  # away from the border, which is a boundary to the precise weight
+        torch.testing.assert_close(inner[:, :7], torch.full((16, 7), 2.0))
+        torch.testing.assert_close(inner[:, 9:], torch.full((16, 7), 2.0))
 
     @pytest.mark.parametrize("kernel", [3, 5, 9])
     def test_every_pixel_beside_a_boundary_weighs_nothing(self, kernel):

@@ -106,10 +106,11 @@ def test_boundary_points_gather_at_the_boundary():
     assert near.float().mean() > 2 * ((plain - 0.5).abs() < 2.5 / 64).float().mean()
 
 
-def test_half_precision_logits_sample_finite_points():
-    logits = (100 * torch.randn(1, 8, 8)).bfloat16().float()
-    points = UncertaintyPoints(50)(logits, None)
-    assert ((points.coordinates >= 0) & (points.coordinates <= 1)).all()
+def test_the_largest_logits_there_are_leave_the_points_to_the_uncertain_pixels():
+    logits = torch.full((1, 8, 8), torch.finfo(torch.bfloat16).max)
+    logits[..., 4:] = torch.randn(4)
+    points = UncertaintyPoints(50, importance=1.0)(logits, None)
+    assert (points.coordinates[..., 0] > 0.5).all()
 
 
 @pytest.mark.parametrize(
