@@ -225,7 +225,9 @@ class TestLosses:
         ours = criterion(num_points=4000)
         target = ours.all_targets(batch(scene()))[0]
         count = len(target.labels)
-        features = torch.randn(1, count, SIZE, SIZE, requires_grad=True)  # each query has a channel of its own
+        features = torch.randn(
+            1, count, SIZE, SIZE, requires_grad=True
+        )  # each query has a channel of its own
         layer = QueryPrediction(torch.zeros(1, count, 6), torch.eye(count)[None], features)
         own = torch.arange(count)
         sum(ours._mask_terms("", layer, [target], [(own, own)], 1.0).values()).backward()

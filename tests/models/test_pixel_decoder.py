@@ -213,6 +213,32 @@ def test_the_predicted_edge_gates_nothing():
     torch.testing.assert_close(shifted, edges + 100)
 
 
+def doubled(x):
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def test_plain_context_is_one_step_down_a_pyramid():
+    module = randomised(PlainContext(WIDTH))
+    _, _, s3, s4 = feature_maps(65, 97)
+    g4 = torch.randn(1, WIDTH, 1, 1)
+    d4, d3, d3_up = module(g4, s4, s3)
+    torch.testing.assert_close(d4, module.coarse(s4 + g4))
+    height, width = s3.shape[-2:]
+    torch.testing.assert_close(d3, module.fine(doubled(d4)[..., :height, :width] + s3))
+    torch.testing.assert_close(d3_up, doubled(d3))
+
+
+@torch.no_grad()
+def test_plain_scale_adds_and_convolves():
+    module = randomised(PlainScale(WIDTH))
+    _, s2, _, _ = feature_maps(72, 104)
+    d3_up = torch.randn_like(s2)
+    d2, d2_up = module(d3_up, s2)
+    torch.testing.assert_close(d2, module.conv(d3_up + s2))
+    torch.testing.assert_close(d2_up, doubled(d2))
+
+
 @torch.no_grad()
 def test_plain_fusion_adds():
     detail, context = torch.randn(1, 4, 33, 49), torch.randn(1, 4, 17, 25)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from src.models import pointwise
 from src.models.layers import ConvNormAct
+from src.models.pixel_decoder.egf import EdgeGuidedFusion
 
 
 def run(modules: nn.Sequential, x: Tensor, grad: Tensor, fused: bool) -> tuple[Tensor, ...]:
@@ -42,6 +43,38 @@ def test_equals_the_modules_one_after_the_other(
     grad = torch.randn(2, 7, 9, 13, dtype=dtype)
     for expected, found in zip(run(modules, x, grad, False), run(modules, x, grad, True), strict=True):
         torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+def trained(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor | None]:
+    """Outputs, gradients and statistics of a copy."""
+    module, inputs = copy.deepcopy(module), tuple(x.clone().requires_grad_() for x in inputs)
+    found = module(*inputs)
+    outputs = [found] if isinstance(found, Tensor) else list(found)
+    torch.autograd.backward(outputs, [torch.ones_like(x).cumsum(-1).sin() for x in outputs])
+    tensors = [*enumerate(outputs), *((f"input {i}", x.grad) for i, x in enumerate(inputs))]
+    tensors += [(f"{name}.grad", p.grad) for name, p in module.named_parameters()]
+    return {str(name): x for name, x in [*tensors, *module.named_buffers()]}
+
+
+@pytest.mark.parametrize(
+    ("module", "shapes"),
+    [
+        (ConvNormAct(8, 6), [(2, 8, 9, 13)]),
+        (EdgeGuidedFusion(8), [(2, 8, 10, 14), (2, 8, 5, 7)]),
+    ],
+    ids=["block", "fusion"],
+)
+def test_modules_that_use_it_train_as_without_it(
+    module: nn.Module, shapes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    module = module.double().train()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    inputs = tuple(torch.randn(shape, dtype=torch.float64) + 1 for shape in shapes)
+    found = trained(module, inputs)
+    monkeypatch.setattr(pointwise, "applies", lambda *_: False)
+    torch.testing.assert_close(found, trained(module, inputs), atol=1e-10, rtol=1e-10)
 
 
 def test_an_input_without_gradient_gets_none() -> None:
