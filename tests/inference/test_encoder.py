@@ -58,6 +58,26 @@ def test_bands_equal_the_whole(
         torch.testing.assert_close(found, whole, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50"])
+def test_streams_in_single_precision(
+    exact_networks: Callable[[str], Segmenter], image: Tensor, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where convolution, sum and ReLU are one step, which float64 has not."""
+    monkeypatch.setattr(rows, "BAND_BYTES", 100_000)
+    monkeypatch.setattr(shallow_stages, "_BAND_BYTES", 100_000)
+    exact = exact_networks(encoder)
+    network = inference_copy(exact).float()
+    banded = BandedEncoder.of(network)
+    assert banded is not None
+    with torch.inference_mode():
+        expected = exact.backbone(exact.normalise(image)[None])
+        finest, features = banded(network, image)
+        projected = exact.pixel_decoder.laterals[0](expected[0])
+    for found, whole in zip([finest, *features[1:]], [projected, *expected[1:]], strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
+
+
 @pytest.mark.parametrize(
     ("encoder", "streamed"), [("resnet18", True), ("resnet50", True), ("efficientnet_lite0", False)]
 )

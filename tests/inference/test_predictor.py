@@ -51,12 +51,18 @@ def test_arrays_that_pytorch_does_not_take(network: Segmenter, image: Tensor) ->
         np.testing.assert_array_equal(predictor(photo).label, expected)
 
 
-def scores_brought_back(network: Segmenter, pixels: np.ndarray) -> np.ndarray:
-    """Scores at 170 x 233 of a resized photo, by way of its own size."""
+def brought_back(network: Segmenter, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and edges at 170 x 233 of a resized photo, by way of its own size."""
+
+    def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+        return torch.nn.functional.interpolate(x, size=size, mode="bilinear")
+
     with torch.inference_mode():
         prediction = network(network.normalise(torch.from_numpy(pixels).permute(2, 0, 1))[None])
-        own = semantic_scores(prediction, pixels.shape[:2])
-        return torch.nn.functional.interpolate(own, size=(170, 233), mode="bilinear")[0].numpy()
+        size = (pixels.shape[0], pixels.shape[1])
+        edges = resized(prediction.edge_logits, size).sigmoid()
+        scores = resized(semantic_scores(prediction, size), (170, 233))
+        return scores[0].numpy(), resized(edges, (170, 233))[0, 0].numpy()
 
 
 @pytest.mark.parametrize("mode", ["whole", "tiled"])
@@ -67,7 +73,9 @@ def test_larger_photos_are_reduced_and_brought_back(
     pixels = image.permute(1, 2, 0).numpy().copy()
     result = Predictor(network, limit=(128, 96), mode=mode)(pixels)
     small = cv2.resize(pixels, (128, 93), interpolation=cv2.INTER_LINEAR)  # 170 x 233 within 96 x 128
-    assert np.abs(result.scores - scores_brought_back(network, small)).max() < 1e-4
+    scores, edges = brought_back(network, small)
+    assert np.abs(result.scores - scores).max() < 1e-4
+    assert np.abs(result.edges - edges).max() < 1e-4
 
 
 @pytest.mark.parametrize("mode", ["whole", "tiled"])
@@ -78,7 +86,9 @@ def test_smaller_photos_are_enlarged_and_brought_back(
     pixels = image.permute(1, 2, 0).numpy().copy()  # 170 x 233
     result = Predictor(network, enlarge_to=(466, 400), mode=mode)(pixels)
     large = cv2.resize(pixels, (466, 340), interpolation=cv2.INTER_LINEAR)
-    assert np.abs(result.scores - scores_brought_back(network, large)).max() < 1e-4
+    scores, edges = brought_back(network, large)
+    assert np.abs(result.scores - scores).max() < 1e-4
+    assert np.abs(result.edges - edges).max() < 1e-4
     assert result.label.shape == (170, 233)
     unchanged = Predictor(network, mode=mode)(pixels).scores
     assert np.abs(result.scores - unchanged).max() > 1e-3

@@ -27,6 +27,19 @@ def test_bands_and_streams_equal_interpolate(h: int, w: int, height: int, width:
     torch.testing.assert_close(torch.cat(pushed, dim=2), expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_streams_that_halve_equal_interpolate(rows: int, dtype: torch.dtype) -> None:
+    source = torch.rand(1, 2, 26, 34, dtype=dtype)
+    expected = F.interpolate(source, size=(13, 17), mode="bilinear", align_corners=False)
+    stream = ResizedStream(26, (13, 17), source)
+    pushed = [stream.push(source[:, :, start:stop].clone()) for start, stop in bands(26, rows)]
+    torch.testing.assert_close(torch.cat(pushed, dim=2), expected, rtol=0, atol=2e-6)
+    assert [part.shape[2] for part in pushed] == [
+        stop // 2 - start // 2 for start, stop in bands(26, rows)
+    ]  # no row is held back
+
+
 def test_channels_last_maps_stay_so() -> None:
     source = torch.rand(1, 8, 6, 5).contiguous(memory_format=torch.channels_last)
     assert resized_rows(source, 0, 7, (12, 10)).stride(1) == 1
