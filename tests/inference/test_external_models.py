@@ -44,7 +44,7 @@ def test_photos_are_normalised_and_resized(settings: dict[str, Any], size: tuple
     normalised = (PHOTO / 255 - np.array(preprocessing.mean)) / np.array(preprocessing.std)
     expected = torch.from_numpy(normalised).permute(2, 0, 1)[None]
     expected = F.interpolate(expected, size, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(seen[0], expected.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(seen[0], expected.float(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_first_of_several_outputs_counts(output: Any) -> None:
 def test_what_gives_no_scores_is_refused() -> None:
     with pytest.raises(UserError, match=r"model\.onnx gives an output of shape \(3, 4\)"):
         answering(torch.zeros(3, 4))(PHOTO, [0])
-    with pytest.raises(UserError, match="one class.*sigmoid"):
+    with pytest.raises(UserError, match=r"one class.*sigmoid"):
         answering(LOGITS[:, :1])(PHOTO, [0])
     assert answering(LOGITS[:, :1], activation="sigmoid")(PHOTO, [0]).shape == (1, 40, 70)
     with pytest.raises(UserError, match="'tanh' is unknown; choose one of softmax, sigmoid, none"):
