@@ -22,9 +22,9 @@ def compose(*overrides):
     return compose_config("train", [*overrides, "run_dir=."])
 
 
-def build_on_meta(*overrides):
+def build_on_meta(config):
     with torch.device("meta"):
-        return build_network(to_plain(compose(*overrides)))
+        return build_network(to_plain(config))
 
 
 def train_one_step(config, size=(64, 96), batch=2):
@@ -69,7 +69,7 @@ def test_every_size_combines_with_every_experiment(experiment, size):
     backbone = {"full": "resnet50.tv_in1k", "lite": "resnet18.tv_in1k", "nano": "tf_efficientnet_lite0"}[size]
     assert config.model.backbone.name == backbone
     width = {"full": 256, "lite": 128, "nano": 128}[size]
-    network = build_on_meta(f"experiment={experiment}", f"model/size={size}")
+    network = build_on_meta(config)
     assert network.transformer_decoder.query_features.weight.shape[1] == width
     classes = 8 if experiment in NEW_CATEGORIES else 7
     assert network.transformer_decoder.class_head.out_features == classes + 1
@@ -94,7 +94,7 @@ def test_backbones_of_the_configuration_are_all_tested():
 
 @pytest.mark.parametrize("experiment", ["massformer", "mask2former"])
 def test_the_published_swin_comparison_builds(experiment):
-    network = build_on_meta(f"experiment={experiment}", "model/backbone=swin_b")
+    network = build_on_meta(compose(f"experiment={experiment}", "model/backbone=swin_b"))
     assert network.backbone.channels == (128, 256, 512, 1024)
 
 
@@ -112,7 +112,7 @@ def names_below(network, prefix):
     ],
 )
 def test_each_rung_changes_its_own_slot_alone(lower, upper, slot):
-    below, above = build_on_meta(f"experiment={lower}"), build_on_meta(f"experiment={upper}")
+    below, above = (build_on_meta(compose(f"experiment={rung}")) for rung in (lower, upper))
     prefix = f"pixel_decoder.{slot}."
     assert names_below(below, prefix) != names_below(above, prefix)
     rest = [
@@ -185,7 +185,7 @@ def test_unknown_choices_list_the_known_ones():
 
 
 def test_the_number_of_classes_follows_the_data():
-    network = build_on_meta("model/size=nano", "+data.classes.car=[1,2,3]")
+    network = build_on_meta(compose("model/size=nano", "+data.classes.car=[1,2,3]"))
     assert network.transformer_decoder.class_head.out_features == 9
 
 

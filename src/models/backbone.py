@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
@@ -74,7 +75,7 @@ class Backbone(nn.Module):
             )
         if weights not in ("timm", "package", "none"):
             raise UserError(f"model.backbone.weights is {weights!r}; choose timm, package or none")
-        indices, needed = _pyramid(name, options, pad_to)
+        indices, needed = _pyramid_of(name, options, pad_to)
         expected = timm.get_pretrained_cfg(name, allow_unregistered=True)
         self.mean: tuple[float, ...] = tuple(mean or (expected and expected.mean) or IMAGENET_DEFAULT_MEAN)
         self.std: tuple[float, ...] = tuple(std or (expected and expected.std) or IMAGENET_DEFAULT_STD)
@@ -128,8 +129,21 @@ def _create(name: str, pretrained: bool, indices: tuple[int, ...], options: dict
         ) from error
 
 
-def _pyramid(name: str, options: dict[str, Any], pad_to: int | None) -> tuple[tuple[int, ...], int]:
-    """Which of the encoder's maps have strides 4, 8, 16 and 32, and the ``pad_to`` given or else needed."""
+def _pyramid_of(name: str, options: dict[str, Any], pad_to: int | None) -> tuple[tuple[int, ...], int]:
+    """``_pyramid``, which is found anew where an option has no hash."""
+    try:
+        hash(tuple(options.values()))
+    except TypeError:
+        return _pyramid.__wrapped__(name, pad_to, **options)
+    return _pyramid(name, pad_to, **options)
+
+
+@functools.cache
+def _pyramid(name: str, pad_to: int | None, /, **options: Any) -> tuple[tuple[int, ...], int]:
+    """Which of the encoder's maps have strides 4, 8, 16 and 32, and the ``pad_to`` given or else needed.
+
+    Many networks of one process have the same encoder, and to ask a second one takes as long as to build it.
+    """
     if not timm.is_model(name):
         close = (
             ", ".join(difflib.get_close_matches(name, timm.list_models(), n=6)) or "see timm.list_models()"

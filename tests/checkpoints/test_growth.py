@@ -1,5 +1,8 @@
 """Networks with more classes that start from checkpoints with fewer."""
 
+import copy
+import functools
+
 import pytest
 import torch
 
@@ -19,10 +22,15 @@ HEAD = "transformer_decoder.class_head."
 GROWN = ("background", "person", "building", "tree", "ground", "sky", "water", "car", "bus")
 
 
-def network_of(*overrides):
+@functools.cache
+def made(*overrides):
     config = to_plain(compose_config("train", [*SMALL, *overrides]))
     torch.manual_seed(len(overrides))
     return config, build_network(config)
+
+
+def network_of(*overrides):
+    return copy.deepcopy(made(*overrides))
 
 
 @pytest.fixture(scope="module", params=["massformer", "mpformer"])
@@ -30,11 +38,12 @@ def experiment(request):
     return f"experiment={request.param}"
 
 
-@pytest.fixture
-def checkpoint(experiment, tmp_path):
+@pytest.fixture(scope="module")
+def checkpoint(experiment, tmp_path_factory):
+    path = tmp_path_factory.mktemp("base") / "base.ckpt"
     config, network = network_of(experiment)
-    write(tmp_path / "base.ckpt", config, network.state_dict())
-    return read(tmp_path / "base.ckpt")
+    write(path, config, network.state_dict())
+    return read(path)
 
 
 @pytest.fixture

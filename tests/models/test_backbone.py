@@ -129,6 +129,24 @@ def test_an_unknown_name_is_answered_with_similar_ones():
         Backbone("resnet49", weights="none")
 
 
+def test_an_encoder_is_looked_at_once(monkeypatch):
+    backbone_module._pyramid.cache_clear()
+    made, create = [], timm.create_model
+    monkeypatch.setattr(
+        backbone_module.timm, "create_model", lambda name, **o: made.append(name) or create(name, **o)
+    )
+    pads = []
+    for options in ({}, {}, {"pad_to": 32}, {"output_stride": 32}, {"output_stride": 32}):
+        made.clear()
+        pads.append((Backbone("resnet10t", weights="none", **options).pad_to, len(made)))
+    assert pads == [(1, 2), (1, 1), (32, 2), (1, 2), (1, 1)]
+
+
+def test_options_without_a_hash_reach_the_encoder():
+    encoder = Backbone("resnet18", weights="none", block_args={"attn_layer": "se"})
+    assert any(".se." in name for name in encoder.state_dict())
+
+
 def test_a_failed_download_names_the_cures(monkeypatch):
     create = timm.create_model
 
