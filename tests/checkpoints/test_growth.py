@@ -94,8 +94,9 @@ def test_a_checkpoint_that_has_the_classes_already_is_loaded_as_it_is(tmp_path):
     write(tmp_path / "a.ckpt", config, network.state_dict())
     other = network_of("seed=1")[1]
     assert grow_weights(other, read(tmp_path / "a.ckpt"), GROWN[:7], "background") == []
+    state = network.state_dict()
     for name, tensor in other.state_dict().items():
-        assert torch.equal(tensor, network.state_dict()[name])
+        assert torch.equal(tensor, state[name])
 
 
 def test_rows_follow_the_names_of_their_classes_where_nothing_is_new(checkpoint, experiment):
