@@ -44,9 +44,7 @@ def checkpoint_scorer(path: Path, names: Sequence[str]) -> Scorer:
     if unknown := [name for name in names if name not in classes]:
         raise UserError(f"{path} has no class {', '.join(unknown)}; it knows {', '.join(classes)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = Predictor(
-        load_network(checkpoint).to(device), enlarge_to=checkpoint.enlarge_to
-    )
+    predictor = Predictor(load_network(checkpoint).to(device), enlarge_to=checkpoint.enlarge_to)
     chosen = [classes.index(name) for name in names]
 
     def score(photo: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -452,7 +452,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_height(checkpoint: Path, tmp_path: Path) -> None:
-    """Many more rows, in windows: hardly more than the photo itself, which decoding needs; scores take ten times it."""
+    """Many more rows, in windows: hardly more than the photo, which decoding needs; scores take ten times it."""
     peaks, sizes = [], (1000, 4500)
     for height in sizes:
         source = tmp_path / f"{height}.png"
