@@ -228,6 +228,7 @@ def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
         callbacks=kept,
         plugins=[WholeCheckpoints(), *([SynchronisedNorms()] if config.trainer.sync_batchnorm else [])],
         enable_progress_bar=bar,
+        max_time=None,  # see above
     )
 
 
