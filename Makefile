@@ -18,6 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python -m src.train experiment=massformer model/size=nano \
 		recipe.steps=260 recipe.val_every=260 hydra.run.dir=outputs/demo
+	@echo "next            $(BIN)/python -m src.predict checkpoint=outputs/demo/checkpoints/best.ckpt input=<photos> output=<folder>"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -71,7 +71,10 @@ def evaluate(config: DictConfig) -> float:
     if config.split not in ("val", "test"):
         raise UserError(f"split={config.split}: choose val or test")
     if (config.checkpoint is None) == (config.predictions is None):
-        raise UserError("give either checkpoint=<file> or predictions=<folder of index PNGs>")
+        raise UserError(
+            "give either checkpoint=<file> or predictions=<folder of index PNGs>. Usage: "
+            "python -m src.evaluate checkpoint=<file> [data=<choice> data.root=<folder>]"
+        )
     bootstrap = _bootstrap(plain)
     other = read_record(Path(config.compare).expanduser()) if config.compare else None
     checkpoint = read(Path(config.checkpoint).expanduser()) if config.checkpoint else None

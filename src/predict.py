@@ -95,13 +95,13 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     todo = jobs if config["overwrite"] else [job for job in map(_unfinished, jobs) if job.files]
     if len(todo) < len(jobs):
         console.print(
-            f"{len(jobs) - len(todo)} of {len(jobs)} photos are done already: their files are there, made with "
-            "whatever options (overwrite=true makes them anew)"
+            f"{len(jobs) - len(todo)} of {len(jobs)} photos are done already: their files are there, with the "
+            "options of an earlier run (overwrite=true makes them anew)"
         )
     wanted = {job.photo: len(job.files) for job in jobs}
     if kept := sum(wanted[job.photo] - len(job.files) for job in todo):
         console.print(
-            f"{kept} of the files asked for are there and stay as they are, made with whatever options "
+            f"{kept} of the files asked for are there and stay as they are, with the options of an earlier run "
             "(overwrite=true makes them anew)"
         )
     failures: dict[Path, str] = {}

@@ -36,7 +36,7 @@ _LAYOUT = """Expected layout:
     images/{{train,val,test}}/*.jpg        (or images_pad, or images_copy)
     annotations/{{train,val,test}}/*.png   (8-bit class ids, same stems)
 Set data.root to your copy, or data.folders to folders with other names.
-MaSS13K is published at https://github.com/xiechenxi99/MaSS13K (arXiv 2503.18364)."""
+The benchmark, MaSS13K, is published at https://github.com/xiechenxi99/MaSS13K (arXiv 2503.18364)."""
 _SHOWN = 5  # file names that one message lists
 
 
