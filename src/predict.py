@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,22 +24,16 @@ from src.checkpoints.store import Checkpoint, load_network, read
 from src.config import CONFIG_DIR, to_plain
 from src.errors import UserError, explained
 from src.files import check_writable, given_path, remove_leftovers
+from src.inference.inputs import find_photos, names, others
 from src.inference.outputs import KINDS, OutputPlan, PhotoFiles
 from src.inference.predictor import Predictor
 from src.inference.tiled import Tiling
-from src.photos import PHOTO_SUFFIXES, PhotoError, colour_profile, photo_size
+from src.photos import PhotoError, colour_profile, photo_size
 
 _LESS_MEMORY = {  # by whether photos are divided into windows
     True: "lower inference.memory_gb",
     False: "choose inference=auto (windows, of MaSSFormer's networks only) or a smaller inference.limit",
 }
-_OTHER_FORMATS = tuple(
-    f".{suffix}"
-    for suffix in (
-        *("avif", "bmp", "gif", "heic", "heif", "jp2", "jxl", "psd", "tif", "tiff", "webp"),
-        *("arw", "cr2", "cr3", "dng", "nef", "orf", "raf", "rw2"),  # of cameras
-    )
-)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _MAKE_ROOM = (
     "Make room (results and, for large photos, the folder that TMPDIR names) and give the same command again."
@@ -80,8 +73,8 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     _check_values(config)
     device = _device(config["device"])
     photos = find_photos(source)
-    if source.is_dir() and (others := _others(source)):
-        console.print(others)
+    if source.is_dir() and (left_out := others(source)):
+        console.print(left_out)
     checkpoint = read(Path(config["checkpoint"]).expanduser())
     plan = _plan(config, checkpoint)
     jobs = [
@@ -198,72 +191,6 @@ def _predict_one(
             below = band.top + band.scores.shape[1]
             files.write(band, photo.rows(band.top, below))
             on_progress(below / photo.size[0])
-
-
-def find_photos(source: Path) -> list[Path]:
-    """A photo itself, or all photos of a folder and its sub-folders, hidden ones left out, in order of their path.
-
-    Raises:
-        UserError: there is none.
-    """
-    if source.is_file():
-        if source.suffix.lower() not in PHOTO_SUFFIXES:
-            raise UserError(f"input={source} is not a photo; known are {', '.join(sorted(PHOTO_SUFFIXES))}")
-        return [source]
-    if not source.is_dir():
-        raise UserError(f"input={source}: no such file or folder")
-    photos = [path for path in _walk(source)[0] if path.suffix.lower() in PHOTO_SUFFIXES]
-    if not photos:
-        raise UserError(f"input={source} holds no photo ({', '.join(sorted(PHOTO_SUFFIXES))})")
-    return photos
-
-
-def _walk(source: Path) -> tuple[list[Path], list[str]]:
-    """The files below a folder in order of their path, without hidden ones, and the folders that cannot be read.
-
-    Links to folders are followed. Links that lead nowhere are among the files: reading them tells why not.
-    """
-    found: list[Path] = []
-    closed: list[str] = []
-    for name, folders, files in os.walk(
-        source, onerror=lambda error: closed.append(error.filename), followlinks=True
-    ):
-        folder = Path(name)
-        above = {parent.resolve() for parent in (folder, *folder.parents)}
-        folders[:] = (  # a link may lead back
-            inner
-            for inner in folders
-            if not inner.startswith(".") and (folder / inner).resolve() not in above
-        )
-        paths = (folder / file for file in files if not file.startswith("."))
-        found += [path for path in paths if path.is_file() or path.is_symlink()]
-    return sorted(found), closed
-
-
-def _others(source: Path) -> str:
-    """What a folder holds that is not read: pictures of other formats, closed folders; empty for nothing."""
-    files, closed = _walk(source)
-    suffixes = Counter(path.suffix.lower() for path in files)
-    found = [f"{suffixes[suffix]} {suffix}" for suffix in _OTHER_FORMATS if suffixes[suffix]]
-    lines = [f"left out: {', '.join(found)} (convert them to JPEG or PNG first)"] if found else []
-    return "\n".join(lines + [f"left out: {folder}, which cannot be read" for folder in closed])
-
-
-def names(source: Path, photos: Sequence[Path]) -> list[str]:
-    """Names of the photos' outputs, without suffix: sub-folders and stem.
-
-    Photos whose names would be the same, in upper or lower case, keep their suffix ("a.jpg", "a.png").
-    """
-    base = source.parent if source.is_file() else source
-    paths = [photo.relative_to(base) for photo in photos]
-    whole: set[Path] = set()
-    while True:
-        found = [(path if path in whole else path.with_suffix("")).as_posix() for path in paths]
-        count = Counter(name.lower() for name in found)
-        clashing = {path for path, name in zip(paths, found, strict=True) if count[name.lower()] > 1}
-        if clashing <= whole:
-            return found
-        whole |= clashing
 
 
 def _folders(config: dict[str, Any]) -> tuple[Path, Path]:

@@ -28,7 +28,8 @@ from src.checkpoints.growth import grow_weights
 from src.checkpoints.store import load_weights, read
 from src.config import CONFIG_DIR, build, sweep_jobs, to_plain
 from src.data.datamodule import SegmentationDataModule
-from src.engine.callbacks import LeanSteps, RunTimer, SynchronisedNorms, WholeCheckpoints
+from src.engine.callbacks import LeanSteps, SynchronisedNorms
+from src.engine.checkpointing import RunTimer, WholeCheckpoints
 from src.engine.logging import quiet_lightning
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation

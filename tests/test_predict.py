@@ -21,11 +21,12 @@ from src.checkpoints.store import build_network, load, write
 from src.config import compose_config, to_plain
 from src.errors import UserError
 from src.inference import Predictor
+from src.inference.inputs import find_photos, names
 from src.inference.outputs import OutputPlan, PhotoFiles
 from src.inference.png import PngWriter
 from src.inference.tiled import Tiling
 from src.inference.whole import Band
-from src.predict import find_photos, names, predict
+from src.predict import predict
 
 ROOT = Path(__file__).parents[1]
 

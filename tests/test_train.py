@@ -22,7 +22,8 @@ from omegaconf import DictConfig, open_dict
 from src.checkpoints.store import build_network, write
 from src.config import build, compose_config, to_plain
 from src.data.targets import boundary_map
-from src.engine.callbacks import SynchronisedNorms, WholeCheckpoints
+from src.engine.callbacks import SynchronisedNorms
+from src.engine.checkpointing import WholeCheckpoints
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
 from src.errors import UserError, explained

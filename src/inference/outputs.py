@@ -71,11 +71,12 @@ class OutputPlan(NamedTuple):
     def _class_folders(self) -> list[str]:
         return [
             f"{number}_{re.sub(r'[^A-Za-z0-9-]+', '_', name)}"
-            for number, name in zip(self._chosen_ids, self.chosen, strict=True)
+            for number, name in zip(self.chosen_ids, self.chosen, strict=True)
         ]
 
     @property
-    def _chosen_ids(self) -> list[int]:
+    def chosen_ids(self) -> list[int]:
+        """Of the chosen classes."""
         names = list(self.classes)
         return [names.index(name) for name in self.chosen]
 
@@ -97,8 +98,7 @@ class PhotoFiles:
     ) -> None:
         self._plan, self._files, self._size, self._profile = plan, files, size, profile
         self._colours = np.array([list(colour) for colour in plan.classes.values()], np.uint8)
-        names = list(plan.classes)
-        self._chosen = [names.index(choice) for choice in plan.chosen]
+        self._chosen = plan.chosen_ids
         self._writers: dict[str, PngWriter] = {}
         self._stack = ExitStack()
 
@@ -134,7 +134,8 @@ class PhotoFiles:
             band: the next rows of the prediction. photo: (n, W, 3) the same rows of the photo.
         """
         label = best_class(band.scores).byte().cpu().numpy()
-        shares = self._shares(band.scores)
+        masks = self._plan.mask_places
+        shares = self._shares(band.scores) if any(place in masks for place in self._writers) else None
         for place, writer in self._writers.items():
             if place == "labels":
                 writer.write(label)
@@ -144,10 +145,11 @@ class PhotoFiles:
                 opacity = self._shares(band.scores, sharpness=_CUTOUT_SHARPNESS).sum(0)
                 writer.write(np.dstack((photo, _quantise(opacity, 8))))
             elif place == "edges":
-                writer.write(_quantise(torch.zeros_like(shares[0]) if band.edges is None else band.edges, 8))
-            else:
-                share = shares[self._plan.mask_places.index(place)]
-                writer.write(_quantise(share, self._plan.mask_bits))
+                writer.write(
+                    _quantise(torch.zeros_like(band.scores[0]) if band.edges is None else band.edges, 8)
+                )
+            elif shares is not None:
+                writer.write(_quantise(shares[masks.index(place)], self._plan.mask_bits))
 
     def _shares(self, scores: Tensor, sharpness: int = 1) -> Tensor:
         """(K, n, W) scores -> (chosen, n, W) shares of the sum over all classes, in 0..1.

@@ -20,10 +20,9 @@ K classes, d decoder width, H W photo, n rows of a band
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +36,7 @@ from src.inference.large_photos import PhotoRows, reduced
 from src.inference.rows import Rows, resize_band, source_rows
 from src.inference.shallow_stages import shallow_stages
 from src.inference.whole import Band, DensePrediction, half_size, predict_whole
+from src.inference.window_scores import Scores, ScoresInMemory, ScoresOnDisk, WindowRow
 from src.models.layers import crop_like
 from src.models.pixel_decoder.dual_branch import DualBranchPixelDecoder
 from src.models.segmenter import SMALLEST_SIDE
@@ -77,87 +77,6 @@ class _Overview(NamedTuple):
     gates: tuple[Tensor, Tensor]
     classes: Tensor
     embeddings: Tensor
-
-
-class _Scores(Protocol):
-    """Scores of one window, rows of which can be had."""
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """(C, stop - start, w)."""
-
-    def below(self, start: int) -> _Scores:
-        """The rows from ``start`` on; this object is not used any more."""
-
-
-class ScoresInMemory:
-    """Scores of one window, joined from bands of rows (C, n, w)."""
-
-    def __init__(self, bands: Iterable[Tensor]) -> None:
-        self._scores = torch.cat(list(bands), dim=1)
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """(C, stop - start, w)."""
-        return self._scores[:, start:stop]
-
-    def below(self, start: int) -> ScoresInMemory:
-        """The rows from ``start`` on, without memory for the others."""
-        return ScoresInMemory([self._scores[:, start:].clone()])
-
-
-class ScoresOnDisk:
-    """The same in an unnamed file in the system's temporary folder, row after row; gone with the object."""
-
-    def __init__(self, bands: Iterable[Tensor]) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the object)
-        self._first = 0  # row that is row 0 now
-        for band in bands:
-            lines = band.to(torch.promote_types(band.dtype, torch.float32)).transpose(0, 1).contiguous().cpu()
-            self._file.write(lines.numpy().data)
-            self._like = band.new_empty((0, *lines.shape[1:]), dtype=lines.dtype)
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """(C, stop - start, w)."""
-        lines = self._like.new_empty((stop - start, *self._like.shape[1:]), device="cpu")
-        self._file.seek((self._first + start) * lines[0].nbytes)
-        self._file.readinto(lines.numpy().data)
-        return lines.to(self._like.device).transpose(0, 1)
-
-    def below(self, start: int) -> ScoresOnDisk:
-        """The rows from ``start`` on."""
-        self._first += start
-        return self
-
-
-class _WindowRow:
-    """Windows side by side, with the weights that blend them."""
-
-    def __init__(
-        self, rows: Span, weight: Tensor, across: list[tuple[Span, Tensor]], windows: list[_Scores]
-    ) -> None:
-        self.rows, self._weight, self._across, self._windows = rows, weight, across, windows
-
-    @property
-    def row_bytes(self) -> int:
-        """Of the sums of one row."""
-        return self.sums(self.rows.start, self.rows.start + 1).nbytes
-
-    def sums(self, start: int, stop: int) -> Tensor:
-        """Weighted scores (C, stop - start, W) of the photo's rows ``start`` to ``stop``."""
-        first, last = start - self.rows.start, stop - self.rows.start
-        sums: Tensor | None = None
-        for (span, weight), window in zip(self._across, self._windows, strict=True):
-            scores = window.rows(first, last)
-            if sums is None:
-                sums = scores.new_zeros((len(scores), last - first, self._across[-1][0].stop))
-            sums[:, :, span.start : span.stop] += scores * weight.to(scores.device)
-        assert sums is not None
-        return sums.mul_(self._weight[first:last].to(sums.device)[:, None])
-
-    def below(self, start: int) -> _WindowRow:
-        """What the windows have below the photo's row ``start``."""
-        first = start - self.rows.start
-        windows = [window.below(first) for window in self._windows]
-        return _WindowRow(Span(start, self.rows.stop), self._weight[first:], self._across, windows)
 
 
 class TiledPredictor:
@@ -205,11 +124,12 @@ class TiledPredictor:
         spans = spread(height, tiling.window[0], tiling.overlap, _STRIDE)
         columns = spread(width, tiling.window[1], tiling.overlap, _STRIDE)
         across = list(zip(columns, blend_weights(columns, tiling.margin), strict=True))
-        above: _WindowRow | None = None
+        row_bytes = 4 * (overview.classes.shape[2] + 1) * width
+        above: WindowRow | None = None
         for index, (span, weight) in enumerate(zip(spans, blend_weights(spans, tiling.margin), strict=True)):
             row = self._row_of_windows(photo.rows(*span), span, across, weight, overview)
             stop = spans[index + 1].start if index + 1 < len(spans) else span.stop
-            count = max(1, min(_EMITTED_ROWS, self._score_bytes // (_BAND_SHARE * row.row_bytes)))
+            count = max(1, min(_EMITTED_ROWS, self._score_bytes // (_BAND_SHARE * row_bytes)))
             for first in range(span.start, stop, count):
                 last = min(first + count, stop)
                 sums = row.sums(first, last)
@@ -257,16 +177,16 @@ class TiledPredictor:
         across: list[tuple[Span, Tensor]],
         weight: Tensor,
         overview: _Overview,
-    ) -> _WindowRow:
+    ) -> WindowRow:
         """Scores, and edges as last channel where there are some, of all windows with these rows."""
         channels = overview.classes.shape[2] + 1
         fits = channels * 4 * rows.length * sum(span.length for span, _ in across) <= self._score_bytes
         keep = ScoresInMemory if fits else ScoresOnDisk
-        windows: list[_Scores] = []
+        windows: list[Scores] = []
         for span, _ in across:
             image = self._tensor(pixels[:, span.start : span.stop])
             windows.append(keep(self._window(image, rows, span, overview)))
-        return _WindowRow(rows, weight, across, windows)
+        return WindowRow(rows, weight, across, windows)
 
     def _window(self, image: Tensor, rows: Span, columns: Span, overview: _Overview) -> Iterator[Tensor]:
         """(K or K + 1, n, w) scores, and edge probabilities if there are some, of one window, in bands of rows."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 
-from src.engine.callbacks import LastCheckpoint, LastValidation, RunTimer, WholeCheckpoints
+from src.engine.checkpointing import LastCheckpoint, LastValidation, RunTimer, WholeCheckpoints
 
 
 class Model(LightningModule):

@@ -1,0 +1,138 @@
+"""What a run leaves to go on from, and how it ends: by steps, epochs, time or a signal."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import nn
+
+from src.checkpoints.store import write_file
+from src.structures import CropBatch
+
+log = logging.getLogger(__name__)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that replace those before them only when they are whole.
+
+    Lightning writes to the system's folder for temporary files first, and copies from there over the checkpoint where
+    that is another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_file(path, checkpoint)
+
+
+class RunTimer(Timer):
+    """Ends training after some time of this process; Lightning's counts what came before a resume too."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Begin anew."""
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps one checkpoint to resume from: of every ``every_n_train_steps``-th step, and of the last one.
+
+    The last one is also the one before SIGTERM ends the run, as clusters send it, where there is one process: several
+    may hear of it at different steps, and one would wait for the others. A step that accumulates is finished first.
+    """
+
+    _told_to_stop = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        # after a resume Lightning would save this step again behind its next batch, inside a step that accumulates
+        self._last_global_step_saved = trainer.global_step
+        self._told_to_stop = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: CropBatch, batch_idx: int
+    ) -> None:
+        every = self._every_n_train_steps
+        if every and trainer.global_step % every == 0:
+            _check_finite(pl_module, trainer.global_step)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        between_steps = not trainer.fit_loop._should_accumulate()
+        if not between_steps:  # as after trainer.max_time, which asks again behind the next batch
+            trainer.should_stop = False
+        if trainer.world_size == 1 and (self._told_to_stop or trainer.received_sigterm):
+            self._told_to_stop = True
+            trainer._signal_connector.received_sigterm = between_steps  # Lightning would stop inside a step
+        # Not when training has ended: averaged weights have then taken the place of the trained ones.
+        stops = self._told_to_stop or trainer.should_stop
+        if is_last_step(trainer) or (stops and between_steps):
+            self._save_now(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save before SIGTERM could end the run inside a validation, when averaged weights are in place."""
+        super().on_validation_start(trainer, pl_module)
+        if trainer.state.fn == "fit" and not trainer.fit_loop._should_accumulate():
+            self._save_now(trainer, pl_module)
+
+    def _save_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):  # as when this step is saved already
+            _check_finite(pl_module, trainer.global_step)
+            self._save_checkpoint(trainer, self.format_checkpoint_name({}))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say how the run can go on."""
+        super().on_exception(trainer, pl_module, exception)
+        # lost weights come again in an exact resume; that error gives advice of its own
+        if (
+            trainer.state.fn != "fit"
+            or not trainer.is_global_zero
+            or isinstance(exception, FloatingPointError)
+        ):
+            return
+        path = self._last_checkpoint_saved or trainer.ckpt_path
+        if not path:
+            log.warning(
+                "stopped behind step %d; no checkpoint had been written yet (recipe.save_every is %d steps)",
+                trainer.global_step,
+                self._every_n_train_steps,
+            )
+        elif self._last_global_step_saved == trainer.max_steps:
+            log.warning(
+                "training had ended, and %s is complete: python -m src.evaluate checkpoint=... scores it",
+                path,
+            )
+        else:
+            log.warning(
+                "stopped behind step %d; with resume=%s added to its overrides the run goes on from step %d",
+                trainer.global_step,
+                path,
+                self._last_global_step_saved,
+            )
+
+
+def is_last_step(trainer: Trainer) -> bool:
+    """Whether training ends with the step that is done, by ``max_steps`` or by ``max_epochs``."""
+    epochs = trainer.current_epoch + 1 == trainer.max_epochs
+    return trainer.global_step == trainer.max_steps or (epochs and trainer.is_last_batch)
+
+
+def _check_finite(module: nn.Module, step: int) -> None:
+    """Raise instead of putting weights that are lost in the place of a good checkpoint."""
+    held = itertools.chain(module.named_parameters(), module.named_buffers())
+    lost = [name for name, tensor in held if not tensor.isfinite().all()]  # statistics of norms count too
+    if lost:
+        raise FloatingPointError(
+            f"step {step}: {len(lost)} weights or statistics are not finite, first {lost[0]}. The last checkpoint is "
+            "intact: go on from it with resume and trainer.precision=32-true or a lower recipe.optimiser.clip_norm, "
+            "or start anew with a lower recipe.optimiser.lr."
+        )
+
+
+class LastValidation(Callback):
+    """Validates after the last step too, whatever the interval, so that a run ends with scores of what it made."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: CropBatch, batch_idx: int
+    ) -> None:
+        if is_last_step(trainer):
+            trainer.should_stop = True  # Lightning validates before it stops
