@@ -292,9 +292,15 @@ def test_a_run_told_to_stop_loses_nothing(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS does not tell who sent a signal")
-def test_a_signal_to_all_processes_of_a_run_loses_nothing(scenes: Path, tmp_path: Path) -> None:
-    arguments = [option for option in TINY if not option.startswith("num_workers")]
-    arguments += [f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'run'}"]
+@pytest.mark.parametrize(
+    ("devices", "to_all"), [(1, True), pytest.param(2, True, marks=pytest.mark.slow), (2, False)]
+)
+def test_a_signal_to_all_processes_of_a_run_loses_nothing(
+    scenes: Path, tmp_path: Path, devices: int, to_all: bool
+) -> None:
+    """To one of two devices too, which tells the other."""
+    arguments = [option for option in TINY if not option.startswith(("num_workers", "trainer.devices"))]
+    arguments += [f"trainer.devices={devices}", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'run'}"]
     arguments += ["recipe.save_every=100000", "recipe.val_every=100000", "recipe.steps=100000"]
     with subprocess.Popen(
         [sys.executable, "-m", "src.train", *arguments, "num_workers=1"],
@@ -310,7 +316,7 @@ def test_a_signal_to_all_processes_of_a_run_loses_nothing(scenes: Path, tmp_path
             assert run.poll() is None, run.communicate()[0]
             assert time.monotonic() < end, "no step in five minutes"
             time.sleep(0.2)
-        os.killpg(run.pid, signal.SIGTERM)  # as timeout and some clusters do
+        (os.killpg if to_all else os.kill)(run.pid, signal.SIGTERM)  # to all: timeout and some clusters
         said, _ = run.communicate(timeout=120)
     assert run.returncode == 143, said
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"

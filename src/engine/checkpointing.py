@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import signal
+from functools import partial
+from types import FrameType
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -38,17 +41,30 @@ class RunTimer(Timer):
 class LastCheckpoint(ModelCheckpoint):
     """Keeps one checkpoint to resume from: of every ``every_n_train_steps``-th step, and of the last one.
 
-    The last one is also the one before SIGTERM ends the run, as clusters send it, where there is one process: several
-    may hear of it at different steps, and one would wait for the others. A step that accumulates is finished first.
+    The last one is also the one before SIGTERM ends the run, as clusters send it: where there are several processes,
+    they ask each other behind every step, and all end with the one in which the first has heard of it. A step that
+    accumulates is finished first.
     """
 
     _told_to_stop = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._told_to_stop = False
+        if stage == "fit" and trainer.world_size > 1:
+            # Lightning's own broadcasts from within the handler, amid whatever the processes exchange just then
+            trainer._signal_connector._sigterm_notifier_fn = partial(self._hear, trainer)
+
+    def _hear(self, trainer: Trainer, signum: signal.Signals, _: FrameType) -> None:
+        """Note that this process is to stop, and tell those that it started."""
+        if not self._told_to_stop and trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signum)
+        self._told_to_stop = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         # after a resume Lightning would save this step again behind its next batch, inside a step that accumulates
         self._last_global_step_saved = trainer.global_step
-        self._told_to_stop = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: CropBatch, batch_idx: int
@@ -60,8 +76,10 @@ class LastCheckpoint(ModelCheckpoint):
         between_steps = not trainer.fit_loop._should_accumulate()
         if not between_steps:  # as after trainer.max_time, which asks again behind the next batch
             trainer.should_stop = False
-        if trainer.world_size == 1 and (self._told_to_stop or trainer.received_sigterm):
-            self._told_to_stop = True
+        self._told_to_stop |= trainer.received_sigterm
+        if between_steps and trainer.world_size > 1:
+            self._told_to_stop = trainer.strategy.reduce_boolean_decision(self._told_to_stop, all=False)
+        if self._told_to_stop:
             trainer._signal_connector.received_sigterm = between_steps  # Lightning would stop inside a step
         # Not when training has ended: averaged weights have then taken the place of the trained ones.
         stops = self._told_to_stop or trainer.should_stop
