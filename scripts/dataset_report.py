@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -35,6 +34,7 @@ from src.data.classes import ClassMap, Taxonomy
 from src.data.folder import Pair, find_pairs
 from src.errors import UserError, explained
 from src.files import check_writable, given_path, write_atomically
+from src.machine import available_cores
 from src.report.examples import Example, photo_and_label
 from src.report.page import render_page
 
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("overrides", nargs="+", help="data=<choice> data.root=<folder> ... as for src.train")
     parser.add_argument("--output", type=Path, default=Path("outputs/dataset_report"), help="folder")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--workers", type=int, default=available_cores(), help="processes")
     parser.add_argument("--examples", type=int, default=6, help="photos to show")
     options = parser.parse_args(arguments)
     with explained():

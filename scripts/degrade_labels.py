@@ -47,21 +47,23 @@ def degrade(
         tolerance: of the polygon, pixels. noise: largest radius of dilation and erosion, pixels.
         bias: added to every radius, pixels; below 0 for erosion.
     """
-    count, regions = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    count, regions, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     degraded = np.zeros(mask.shape, np.uint8)
-    for number in range(1, count):
+    for number, (left, top, width, height, _) in enumerate(boxes[1:count].tolist(), start=1):
         keep, radius = rng.random() >= missed, int(rng.integers(-noise, noise + 1)) + bias
         if not keep:
             continue
-        outlines, _ = cv2.findContours(
-            (regions == number).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-        )
+        reach = abs(radius)
+        rows = slice(max(0, top - reach), top + height + reach)
+        columns = slice(max(0, left - reach), left + width + reach)
+        region = (regions[rows, columns] == number).astype(np.uint8)
+        outlines, _ = cv2.findContours(region, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         polygon = cv2.approxPolyDP(outlines[0], tolerance, closed=True)
-        region = np.zeros(mask.shape, np.uint8)
+        region[:] = 0
         cv2.fillPoly(region, [polygon], (1,))
-        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * abs(radius) + 1, 2 * abs(radius) + 1))
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
         change = cv2.dilate if radius > 0 else cv2.erode
-        degraded |= change(region, disc).astype(np.uint8)
+        degraded[rows, columns] |= change(region, disc).astype(np.uint8)
     return degraded.astype(bool)
 
 

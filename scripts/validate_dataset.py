@@ -1,4 +1,4 @@
-"""Look for faults in a dataset before training on it. Reads only, never writes.
+"""Look for faults in a dataset before training on it. Reads only; draws data=synthetic where its folder is absent.
 
     python scripts/validate_dataset.py data=mass13k data.root=<folder>
     python scripts/validate_dataset.py data=own data.root=<folder> data.folders.train.images=...
@@ -27,6 +27,7 @@ from src.audit.parallel import map_files
 from src.config import data_config
 from src.data.classes import ClassMap, Taxonomy
 from src.errors import UserError
+from src.machine import available_cores
 
 
 def validate(data: dict[str, object], workers: int) -> tuple[list[Fault], dict[str, int]]:
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="+", help="data=<choice> data.root=<folder> ... as for src.train")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--workers", type=int, default=available_cores(), help="processes")
     parser.add_argument("--show", type=int, default=20, help="faults to list of each kind")
     options = parser.parse_args(arguments)
     console = Console(soft_wrap=True, highlight=False, markup=False)

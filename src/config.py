@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +17,12 @@ from omegaconf.errors import InterpolationKeyError
 
 from src.data.classes import extend_classes
 from src.errors import UserError
+
+# Options whose value is a path, whatever characters it has.
+_PATHS = re.compile(
+    r"[+]{0,2}(checkpoint|compare|input|output|predictions|resume|init_from|run_dir"
+    r"|data\.(root|store|cache_folder|pseudo_labels|folders\.\w+\.(images|labels))|hydra\.(run|sweep)\.dir)"
+)
 
 CONFIG_DIR = str(Path(__file__).resolve().parent.parent / "conf")
 
@@ -28,7 +37,34 @@ OmegaConf.register_new_resolver("extend", extend_classes, replace=True)
 def compose_config(name: str = "train", overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration that ``python -m src.<name> <overrides>`` would use."""
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        return compose(name, overrides=list(overrides))
+        return compose(name, overrides=quoted_paths(overrides))
+
+
+def quoted_paths(overrides: Sequence[str]) -> list[str]:
+    """Overrides with quotes round those paths that Hydra's grammar would not take for text.
+
+    Hydra reads letters of ASCII and few other characters, takes commas for a sweep and 2024 for a number.
+    ``null``, and what has quotes of its own, stay as they are, and so do sweeps in a multirun.
+    """
+    sweeps = bool({"-m", "--multirun"} & set(overrides))
+    return [_quoted(override, sweeps) for override in overrides]
+
+
+def _quoted(override: str, sweeps: bool) -> str:
+    key, equals, value = override.partition("=")
+    if not equals or not _PATHS.fullmatch(key) or not value or value[0] in "'\"":
+        return override
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        pass
+    else:
+        if parsed.value() is None or (
+            parsed.is_sweep_override() if sweeps else isinstance(parsed.value(), str)
+        ):
+            return override
+    escaped = re.sub(r'(\\*)(["]|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), value)
+    return f'{key}="{escaped}"'
 
 
 def data_config(overrides: Sequence[str]) -> dict[str, Any]:
@@ -44,6 +80,12 @@ def data_config(overrides: Sequence[str]) -> dict[str, Any]:
     if data is None:
         raise UserError("choose a dataset: data=<choice> data.root=<folder>")
     return to_plain(data)
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run a program of Hydra's with the arguments it was given, paths taken as they are."""
+    sys.argv[1:] = quoted_paths(sys.argv[1:])
+    main()
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _TERMINATED = 128 + 15  # what a shell reports of a program that SIGTERM ended
+_INTERRUPTED = 128 + 2  # and of one that Ctrl-C ended
 
 
 class UserError(ValueError):
@@ -20,7 +21,7 @@ class UserError(ValueError):
 
 
 @contextmanager
-def explained(go_on: bool = False) -> Iterator[None]:
+def explained(go_on: bool = False, after_interrupt: str = "") -> Iterator[None]:
     """End the program with the message of a ``UserError``, without a traceback, and exit code 1.
 
     An exit without a code counts as success; a framework that gives up its work that way (on a signal) must not.
@@ -29,11 +30,17 @@ def explained(go_on: bool = False) -> Iterator[None]:
     Args:
         go_on: print the message, but leave it to the caller whether the program ends: one run of a sweep must not end
             the others.
+        after_interrupt: what to do after Ctrl-C; by default that is an error like others, with a traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
+    except KeyboardInterrupt:
+        if not after_interrupt:
+            raise
+        print(f"interrupted; {after_interrupt}", file=sys.stderr)
+        raise SystemExit(_INTERRUPTED) from None
     except SystemExit as stopped:
         if stopped.code is None:
             print("error: stopped before the end", file=sys.stderr)

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from src.checkpoints.store import Checkpoint, load_network, read
-from src.config import CONFIG_DIR, build, to_plain
+from src.config import CONFIG_DIR, build, run, to_plain
 from src.data.datamodule import SegmentationDataModule
 from src.engine.callbacks import PerImageScores
 from src.engine.logging import quiet_lightning
@@ -116,8 +116,9 @@ def _evaluate_checkpoint(
     run(module, data, verbose=False)
     assert module.latest_scores is not None
     images = Measured(per_image.scores, per_image.complexity)
+    written = per_image.predictions
     return Evaluated(
-        checkpoint.path, module.latest_scores, images, folder, module.scores, trainer.is_global_zero
+        checkpoint.path, module.latest_scores, images, written, module.scores, trainer.is_global_zero
     )
 
 
@@ -152,6 +153,11 @@ def _write_results(
     findings = find_out(
         facts, data.taxonomy, evaluated.metrics, evaluated.scores, evaluated.images, bootstrap
     )
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    table = class_table(evaluated.scores, names)
+    # first of all: what comes next may fail, as on a full disk
+    console.print(render(without_curve(table), f"{evaluated.subject} on {data_config['root']} ({split})"))
+    console.print(interval_line(findings))
     write_tables(folder, findings)
     if other is not None:  # may find that the labels differ, which must not cost the scores
         findings = compared(findings, other)
@@ -166,18 +172,13 @@ def _write_results(
             deviations=deviations(data_config, plain["metrics"], by_network=checkpoint is not None),
         )
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    table = class_table(evaluated.scores, names)
-    console.print(render(without_curve(table), f"{evaluated.subject} on {data_config['root']} ({split})"))
-    console.print(interval_line(findings))
     if published is not None:
         console.print(published_table(published))
         console.print(published.note)
     if findings.comparison is not None:
         console.print(*comparison_tables(findings.comparison, names), sep="\n")
     console.print(f"tables: {folder / 'scores.csv'}, images.csv and scores.json beside it")
-    if plain["report"] is not None:
-        assert evaluated.predictions is not None
+    if plain["report"] is not None and evaluated.predictions is not None:
         page = folder / "report.html"
         write_page(page, findings, data.source(split), evaluated.predictions, published, **plain["report"])
         console.print(f"report: {page}")
@@ -244,4 +245,4 @@ def _check_classes(checkpoint: Checkpoint, data_config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -6,7 +6,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,8 +53,9 @@ def remove_leftovers(folder: Path, before: float) -> None:
         before: seconds since the epoch; younger files may belong to a run beside this one.
     """
     for path in folder.glob(f"{TEMPORARY}*"):
-        if path.stat().st_mtime < before:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # finished by a run beside this one, or someone else's
+            if path.stat().st_mtime < before:
+                path.unlink()
 
 
 def new_file_mode() -> int:
@@ -63,6 +64,12 @@ def new_file_mode() -> int:
         mask = os.umask(0o022)
         os.umask(mask)
     return 0o666 & ~mask
+
+
+def to_disk(file: IO[bytes]) -> None:
+    """Wait until a file's content lies on the disk: a name that a power cut leaves without it is worth nothing."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -83,6 +90,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
+            to_disk(file)
         os.chmod(temporary, new_file_mode())
         os.replace(temporary, path)
     except BaseException:

@@ -33,8 +33,8 @@ PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes, of one compressed chunk and of a
 PngImagePlugin.MAX_TEXT_MEMORY = 2**28
 
 _EXIF_ORIENTATION = 0x0112
-# What Pillow raises for damaged headers, chunks, EXIF blocks and pixel data.
-DAMAGED = (OSError, SyntaxError, ValueError, struct.error)
+# What Pillow raises for damaged headers, chunks, palettes, EXIF blocks and pixel data.
+DAMAGED = (OSError, SyntaxError, ValueError, AssertionError, struct.error)
 # JPEGs with further pictures behind the first, as many phones write them, open as JPEGs too ("MPO").
 _FORMATS = ("JPEG", "PNG")
 # What simplejpeg says about chroma samplings that TurboJPEG has no name for, such as 3x1; Pillow reads them.
@@ -231,7 +231,35 @@ def _decode_jpeg(path: Path, data: bytes, photo: Image.Image) -> NDArray[np.uint
     except ValueError as error:
         if _RARE_SAMPLING in str(error):
             return _decode_with_pillow(path, photo)
+        if (tidy := tidied(data)) != data:
+            return _decode_jpeg(path, tidy, photo)
         raise damaged(path, error) from error
+
+
+def tidied(jpeg: bytes) -> bytes:
+    """A JPEG without what decoders complain about although no pixel is lost, as some cameras write it.
+
+    Strange bytes between the parts of the header are left out; scan parameters, which mean nothing in sequential
+    JPEGs, are set to what the standard wants. A decoder tells its first complaint only, so behind one of these it
+    would not be heard of lost pixels.
+    """
+    header, at, sequential = bytearray(jpeg[:2]), 2, False
+    try:
+        while True:
+            at = jpeg.index(b"\xff", at)
+            marker, (length,) = jpeg[at + 1], struct.unpack_from(">H", jpeg, at + 2)
+            if marker < 0xC0 or marker == 0xFF:  # no marker, or a byte to fill up
+                at += 1
+                continue
+            segment, at = bytearray(jpeg[at : at + 2 + length]), at + 2 + length
+            sequential |= marker in (0xC0, 0xC1)
+            if marker == 0xDA and sequential:
+                segment[-3:] = 0, 63, 0
+            header += segment
+            if marker == 0xDA:
+                return bytes(header) + jpeg[at:]
+    except (ValueError, IndexError, struct.error):
+        return jpeg
 
 
 def _decode_with_pillow(path: Path, photo: Image.Image) -> NDArray[np.uint8]:
@@ -249,8 +277,10 @@ def _orientation(path: Path, photo: Image.Image) -> int:
     # Without this, Pillow would decode a whole PNG to look for a block behind its pixels.
     if "exif" not in photo.info:
         return 1
+    block = Image.Exif()  # of the photo's own block alone: Pillow's getexif falls back on XMP
     try:
-        orientation = photo.getexif().get(_EXIF_ORIENTATION, 1)
+        block.load(photo.info["exif"])
+        orientation = block.get(_EXIF_ORIENTATION, 1)
     except DAMAGED as error:
         raise PhotoError(
             f"{path}: its EXIF block is damaged ({error}), so which side is up is unknown. Save the photo "

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import hydra
 import torch
 from omegaconf import DictConfig
@@ -21,14 +21,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.checkpoints.store import Checkpoint, load_network, read
-from src.config import CONFIG_DIR, to_plain
+from src.config import CONFIG_DIR, run, to_plain
 from src.errors import UserError, explained
 from src.files import check_writable, given_path, remove_leftovers
 from src.inference.inputs import find_photos, names, others
-from src.inference.outputs import KINDS, OutputPlan, PhotoFiles
+from src.inference.outputs import KINDS, OutputPlan, PhotoFiles, made_of
 from src.inference.predictor import Predictor
 from src.inference.tiled import Tiling
 from src.photos import PhotoError, colour_profile, photo_size
+
+log = logging.getLogger(__name__)
 
 _LESS_MEMORY = {  # by whether photos are divided into windows
     True: "lower inference.memory_gb",
@@ -53,7 +55,7 @@ class Job(NamedTuple):
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="predict")
 def main(config: DictConfig) -> None:
     """Predict as configured; exit code 1 when a photo failed."""
-    with explained():
+    with explained(after_interrupt="the same command goes on behind the photos that are done"):
         failures = predict(to_plain(config))
     if failures:
         raise SystemExit(1)
@@ -72,6 +74,9 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
         raise UserError(f"precision={precision}: choose one of {', '.join(_PRECISIONS)}")
     _check_values(config)
     device = _device(config["device"])
+    Image.MAX_IMAGE_PIXELS = round(
+        config["inference"]["max_megapixels"] * 1e6 / 2
+    )  # Pillow refuses twice as many
     photos = find_photos(source)
     if source.is_dir() and (left_out := others(source)):
         console.print(left_out)
@@ -85,19 +90,11 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     for place in {path.parent for job in jobs for path in job.files.values()}:
         remove_leftovers(place, time.time() - _LEFT_FOR)
 
-    todo = jobs if config["overwrite"] else [job for job in map(_unfinished, jobs) if job.files]
-    if len(todo) < len(jobs):
-        console.print(
-            f"{len(jobs) - len(todo)} of {len(jobs)} photos are done already: their files are there, with the "
-            "options of an earlier run (overwrite=true makes them anew)"
-        )
-    wanted = {job.photo: len(job.files) for job in jobs}
-    if kept := sum(wanted[job.photo] - len(job.files) for job in todo):
-        console.print(
-            f"{kept} of the files asked for are there and stay as they are, with the options of an earlier run "
-            "(overwrite=true makes them anew)"
-        )
     failures: dict[Path, str] = {}
+    todo = list(jobs)
+    if not config["overwrite"]:
+        todo = _unfinished(jobs, failures)
+        _tell_kept(jobs, todo, failures, console)
     if todo:
         inference = config["inference"]
         enlarge_to = inference["enlarge_to"]
@@ -111,10 +108,10 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
         predictor = _predictor(network, inference, enlarge_to, _PRECISIONS[precision])
         del network
         del checkpoint  # its tensors are copied, and would lie in memory beside the photos
-        failures = _predict_all(todo, plan, predictor, console)
+        failures |= _predict_all(todo, plan, predictor, console)
     for photo, reason in failures.items():
         console.print(f"failed: {reason if str(photo) in reason else f'{photo}: {reason}'}")
-    done = len(todo) - len(failures)
+    done = sum(job.photo not in failures for job in todo)
     console.print(
         f"{done} photo{'s' * (done != 1)} predicted, {len(failures)} failed; results: {folder.resolve()}"
     )
@@ -158,10 +155,12 @@ def _predict_all(
                         f"{error.strerror}; {left} further photos were not begun. {_MAKE_ROOM}"
                     )
                     break
-            except (MemoryError, RuntimeError, cv2.error) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                failures[job.photo] = f"out of memory; {_LESS_MEMORY[predictor.divides]}"
+            except Exception as error:  # one photo's fault must not cost the others
+                if _is_out_of_memory(error):
+                    failures[job.photo] = f"out of memory; {_LESS_MEMORY[predictor.divides]}"
+                else:
+                    failures[job.photo] = f"{type(error).__name__}: {error}"
+                    log.warning("%s: an error that nobody expected", job.photo, exc_info=error)
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
             completed += pixels[job.photo]
@@ -169,9 +168,54 @@ def _predict_all(
     return failures
 
 
-def _unfinished(job: Job) -> Job:
-    """The job with those of its files that are not there: what exists may be someone's own."""
-    return job._replace(files={kind: path for kind, path in job.files.items() if not os.path.exists(path)})
+def _unfinished(jobs: Sequence[Job], failures: dict[Path, str]) -> list[Job]:
+    """Jobs with those of their files that are not there: what exists may be someone's own.
+
+    Photos whose files were made of other photos of that name are added to the failures.
+    """
+    todo = []
+    for job in jobs:
+        there = {place: path for place, path in job.files.items() if _has_content(path)}
+        try:
+            source, size = (_fingerprint(job.photo), photo_size(job.photo)) if there else ("", (0, 0))
+        except (PhotoError, OSError):  # told when its turn comes
+            todo.append(job)
+            continue
+        if others := [path for path in there.values() if not made_of(path, source, size)]:
+            failures[job.photo] = (
+                f"{others[0]} was made of another photo of this name, or of another version of it: choose another "
+                "output, or overwrite=true to replace it"
+            )
+        elif missing := {place: path for place, path in job.files.items() if place not in there}:
+            todo.append(job._replace(files=missing))
+    return todo
+
+
+def _has_content(path: Path) -> bool:
+    """Whether a file is there; an empty one is what a power cut left of one."""
+    return os.path.exists(path) and os.path.getsize(path) > 0
+
+
+def _tell_kept(
+    jobs: Sequence[Job], todo: Sequence[Job], failures: Mapping[Path, str], console: Console
+) -> None:
+    """What is not made again."""
+    if done := len(jobs) - len(todo) - len(failures):
+        console.print(
+            f"{done} of {len(jobs)} photos are done already: their files are there, with the options of an earlier "
+            "run (overwrite=true makes them anew)"
+        )
+    wanted = {job.photo: len(job.files) for job in jobs}
+    if kept := sum(wanted[job.photo] - len(job.files) for job in todo):
+        console.print(
+            f"{kept} of the files asked for are there and stay as they are, with the options of an earlier run "
+            "(overwrite=true makes them anew)"
+        )
+
+
+def _fingerprint(photo: Path) -> str:
+    """What tells a photo from others of its name, which cameras give again and again."""
+    return f"{photo.stat().st_size} bytes"
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -186,7 +230,8 @@ def _predict_one(
     job: Job, plan: OutputPlan, predictor: Predictor, on_progress: Callable[[float], None]
 ) -> None:
     photo = predictor.open(job.photo)
-    with PhotoFiles(plan, job.files, photo.size, colour_profile(job.photo)) as files:
+    profile, source = colour_profile(job.photo), _fingerprint(job.photo)
+    with PhotoFiles(plan, job.files, photo.size, profile, source) as files:
         for band in predictor.bands(photo):
             below = band.top + band.scores.shape[1]
             files.write(band, photo.rows(band.top, below))
@@ -248,7 +293,6 @@ def _predictor(
     autocast: torch.dtype | None,
 ) -> Predictor:
     limit, window = inference["limit"], inference["window"]
-    Image.MAX_IMAGE_PIXELS = round(inference["max_megapixels"] * 1e6 / 2)  # Pillow refuses twice as many
     try:
         return Predictor(
             network,
@@ -310,4 +354,4 @@ def _device(name: str) -> torch.device:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,15 +16,16 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from src.config import CONFIG_DIR, build, to_plain
+from src.config import CONFIG_DIR, build, run, to_plain
 from src.data.datamodule import SPLITS, SegmentationDataModule
 from src.data.folder import DatasetError, Pair
-from src.data.store.convert import convert_split, verify_split
+from src.data.store.convert import JPEG_QUALITY, LOSSLESS, convert_split, verify_split
 from src.data.store.jpegtran import find_jpegtran
 from src.data.store.manifest import FILE, Manifest
 from src.data.store.shards import INDEX, write_shards
 from src.errors import UserError, explained
 from src.files import check_writable, given_path
+from src.machine import available_cores
 
 FORMATS = ("store", "litdata")
 VERIFY = {None: 0.0, "sample": 0.01, "all": 1.0}  # share of the entries
@@ -34,7 +34,7 @@ VERIFY = {None: 0.0, "sample": 0.01, "all": 1.0}  # share of the entries
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="prepare")
 def main(config: DictConfig) -> None:
     """Convert as configured; exit code 1 when photos could not be converted or verified."""
-    with explained():
+    with explained(after_interrupt="the same command goes on behind the photos that are done"):
         failures = prepare(config)
     if failures:
         raise SystemExit(1)
@@ -53,8 +53,10 @@ def prepare(config: DictConfig) -> dict[str, str]:
     data.prepare_data()
     splits = _splits(data, plain["splits"], folder)
     entries = folder if plain["format"] == "store" else folder / ".entries"
-    workers = plain["workers"] or os.cpu_count() or 1
+    workers = plain["workers"] or available_cores()
     failures: dict[str, str] = {}
+    for split in splits:
+        _check_format(folder / split, plain["format"])
     for split, pairs in splits.items():
         if plain["format"] == "litdata" and (folder / split / INDEX).exists():
             console.print(f"{split}: packed already; delete {folder / split} to pack it again")
@@ -70,6 +72,11 @@ def prepare(config: DictConfig) -> dict[str, str]:
             f"{split}: {result.converted} converted, {len(result.manifest.entries) - result.converted} were there, "
             f"{len(result.manifest.failed)} failed"
         )
+        if encoded := sum(record.encoding != LOSSLESS for record in result.manifest.entries.values()):
+            console.print(
+                f"{split}: {encoded} photos are no JPEGs as cameras write them (PNG, CMYK, ...) and were encoded "
+                f"once, quality {JPEG_QUALITY}"
+            )
         if share := VERIFY[plain["verify"]]:
             listed = len(result.manifest.entries)
             with _bar(console, f"{split}: verifying", max(1, round(share * listed))) as advance:
@@ -105,11 +112,20 @@ def _output(plain: dict[str, Any]) -> Path:
         raise UserError(f"workers={workers}: give how many threads, or null for one for each core")
     if isinstance(plain["splits"], str):
         plain["splits"] = [plain["splits"]]
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output={folder} is a file; give a folder")
+    for place in (folder, *(folder / split for split in SPLITS)):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"output={folder}: {place} is a file; give another folder")
     find_jpegtran()
     check_writable(folder, "output")
     return folder
+
+
+def _check_format(split: Path, wanted: str) -> None:
+    """Refuse to put entries beside shards, of which training would read these, or shards in the place of entries."""
+    if wanted == "store" and (split / INDEX).exists():
+        raise UserError(f"{split} holds shards (format=litdata); choose another output, or delete it")
+    if wanted == "litdata" and split.exists() and not (split / INDEX).exists():
+        raise UserError(f"{split} exists and is no split of shards; choose another output, or delete it")
 
 
 def _splits(
@@ -164,4 +180,4 @@ def _bar(console: Console, title: str, total: int) -> Iterator[Callable[[Any], N
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -22,8 +22,8 @@ class PixelFeatures(NamedTuple):
     """What a pixel decoder hands to a transformer decoder.
 
     Attributes:
-        mask_features: (B, D, h, w) per-pixel embeddings; stride 2 for MaSSFormer with a detail or
-            fusion branch, stride 4 for the plain decoders.
+        mask_features: (B, D, h, w) per-pixel embeddings; stride 2 for MaSSFormer with a branch for details
+            (LSE), stride 4 for all others.
         memories: three maps (B, D, ., .) at strides 32, 16 and 8, coarsest first.
         edge_logits: (B, 1, h, w) boundary logits, or None when the decoder predicts no edges.
     """

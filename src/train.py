@@ -19,14 +19,16 @@ import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from src.checkpoints.growth import grow_weights
-from src.checkpoints.store import load_weights, read
-from src.config import CONFIG_DIR, build, sweep_jobs, to_plain
+from src.checkpoints.growth import carry_weights, grow_weights
+from src.checkpoints.names import NameTableError
+from src.checkpoints.store import Checkpoint, load_weights, read
+from src.config import CONFIG_DIR, build, run, sweep_jobs, to_plain
 from src.data.datamodule import SegmentationDataModule
 from src.engine.callbacks import LeanSteps, SynchronisedNorms
 from src.engine.checkpointing import RunTimer, WholeCheckpoints
@@ -41,6 +43,8 @@ from src.models.recomputation import checkpoint_network
 from src.models.segmenter import count_parameters
 
 log = logging.getLogger(__name__)
+
+_PRECISIONS = ("32-true", "32", "bf16-mixed", "16-mixed")  # weights stay in float32
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
@@ -189,18 +193,33 @@ def _network(config: DictConfig) -> nn.Module:
 def _start_from(network: nn.Module, config: DictConfig) -> None:
     """Weights of another run; where the data has new classes, these rows alone are new."""
     checkpoint = read(config.init_from)
+    try:
+        _carry_over(network, checkpoint, config)
+    except NameTableError as error:
+        encoder = checkpoint.config["model"]["network"]["backbone"].get("name")
+        raise UserError(
+            f"{error}. Give this run the experiment and the model options that the checkpoint was trained with (its "
+            f"encoder is {encoder}), such as model/size=nano"
+        ) from error
+
+
+def _carry_over(network: nn.Module, checkpoint: Checkpoint, config: DictConfig) -> None:
     if "new_classes" not in config.data:
         theirs, ours = list(checkpoint.classes), list(config.data.classes)
-        if theirs != ours and sorted(theirs) == sorted(ours):
-            raise UserError(
-                f"{config.init_from} has the same classes in another order ({', '.join(theirs)}); give them in that "
-                f"order, which is not {', '.join(ours)}"
-            )
-        load_weights(network, checkpoint)
         log.info("weights start from %s", config.init_from)
-        for before, name in zip(theirs, ours, strict=True):
-            if before != name:
-                log.warning("  class %s starts as what was %s there", name, before)
+        if len(theirs) == len(ours) and sorted(theirs) != sorted(
+            ours
+        ):  # other names for the same, such as "lake"
+            load_weights(network, checkpoint)
+            for before, name in zip(theirs, ours, strict=True):
+                if before != name:
+                    log.warning("  class %s starts as what was %s there", name, before)
+            return
+        new, left_out = carry_weights(network, checkpoint, ours)
+        if new:
+            log.warning("  classes that it does not have start from random values: %s", ", ".join(new))
+        if left_out:
+            log.warning("  classes that it has besides are left out: %s", ", ".join(left_out))
         return
     rows = grow_weights(network, checkpoint, list(config.data.classes), config.data.others)
     log.info("weights start from %s, %s", config.init_from, "apart from:" if rows else "all of them")
@@ -209,6 +228,9 @@ def _start_from(network: nn.Module, config: DictConfig) -> None:
 
 
 def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
+    precision = str(config.trainer.precision)
+    if precision not in _PRECISIONS:
+        raise UserError(f"trainer.precision={precision}: choose one of {', '.join(_PRECISIONS)}")
     loggers: list[Logger] = []
     for name, node in config.logger.items():
         if node is not None:
@@ -218,6 +240,8 @@ def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
     bar = config.trainer.get("enable_progress_bar", config.callbacks.get("progress") is not None)
     chosen = [node for name, node in config.callbacks.items() if node and (bar or name != "progress")]
     callbacks: list[Callback] = [build(node) for node in chosen]
+    if not loggers:  # or it would refuse to work
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     if config.activation_checkpointing:
         callbacks.append(LeanSteps())
     if limit := plain["trainer"].get("max_time"):
@@ -248,4 +272,4 @@ def _keep_metrics(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from src.files import write_atomically
+from src.files import TEMPORARY, remove_leftovers, write_atomically
 
 
 def test_replaces_the_file_and_leaves_nothing_else(tmp_path):
@@ -37,3 +37,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_leftovers_that_vanish_are_no_fault(tmp_path, monkeypatch):
+    """A run beside this one gives its unfinished files their names."""
+    for name in ("a", "b"):
+        (tmp_path / f"{TEMPORARY}{name}").write_bytes(b"")
+    stat_of = type(tmp_path).stat
+
+    def stat_late(path, **options):
+        if path.name.endswith("a"):
+            path.unlink(missing_ok=True)
+        return stat_of(path, **options)
+
+    monkeypatch.setattr(type(tmp_path), "stat", stat_late)
+    remove_leftovers(tmp_path, float("inf"))
+    assert os.listdir(tmp_path) == []

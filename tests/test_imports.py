@@ -10,7 +10,18 @@ ROOT = Path(__file__).parents[1]
 
 # from the bottom up; members of one layer do not import each other, except for the modules of the foundation
 LAYERS = (
-    {"allocation", "structures", "errors", "files", "photos", "pictures", "sheet", "tiling", "published"},
+    {
+        "allocation",
+        "machine",
+        "structures",
+        "errors",
+        "files",
+        "photos",
+        "pictures",
+        "sheet",
+        "tiling",
+        "published",
+    },
     {"models", "losses", "metrics", "data", "checkpoints"},
     {"inference", "audit"},
     {"engine", "report"},

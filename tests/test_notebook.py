@@ -32,12 +32,13 @@ def test_the_notebook_runs(scenes: Path, tmp_path: Path, monkeypatch: pytest.Mon
             "model/size=nano",
             "model.backbone.weights=none",
             "data=mass13k",
-            f"data.root={scenes}",
+            "data.root=moved/away",
             f"run_dir={tmp_path}",
         ],
     )
     write(tmp_path / "model.ckpt", to_plain(config), build(config.model.network).state_dict())
     monkeypatch.setenv("CHECKPOINT", str(tmp_path / "model.ckpt"))
+    monkeypatch.setenv("DATA_ROOT", str(scenes))
     monkeypatch.setenv("IMAGES", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 

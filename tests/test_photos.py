@@ -71,6 +71,31 @@ class TestReadPhoto:
         assert photo.shape == (*gray.shape, 3)
         np.testing.assert_allclose(photo.astype(int), expected.astype(int), atol=6 if mode == "CMYK" else 0)
 
+    @pytest.mark.parametrize("header", [True, False])
+    def test_what_costs_no_pixel_is_no_damage(self, tmp_path: Path, header: bool) -> None:
+        """Strange bytes in the header, and scan parameters as some cameras write them."""
+        sound = jpeg_bytes(Image.fromarray(scene()))
+        scan = sound.index(b"\xff\xda")
+        end_of_spectrum = scan + 2 + int.from_bytes(sound[scan + 2 : scan + 4], "big") - 2
+        odd = bytearray(sound)
+        if header:
+            odd[20:20] = b"\x01\x02\xff"
+        else:
+            odd[end_of_spectrum] = 0
+        for name, content in (("sound", sound), ("odd", odd), ("cut", odd[: len(odd) * 2 // 3])):
+            (tmp_path / f"{name}.jpg").write_bytes(content)
+        np.testing.assert_array_equal(read_photo(tmp_path / "odd.jpg"), read_photo(tmp_path / "sound.jpg"))
+        with pytest.raises(PhotoError, match="damaged"):
+            read_photo(tmp_path / "cut.jpg")
+
+    def test_xmp_turns_nothing(self, tmp_path: Path) -> None:
+        exif = Image.Exif()
+        exif[0x010F] = "camera"
+        xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+        Image.fromarray(scene()).save(tmp_path / "a.jpg", exif=exif, xmp=xmp)
+        assert read_photo(tmp_path / "a.jpg").shape == (45, 70, 3)
+        assert photo_size(tmp_path / "a.jpg") == (45, 70)
+
     def test_gray_jpeg(self, tmp_path: Path) -> None:
         (tmp_path / "a.jpg").write_bytes(jpeg_bytes(Image.fromarray(scene()[:, :, 2])))
         photo = read_photo(tmp_path / "a.jpg")

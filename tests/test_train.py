@@ -300,7 +300,12 @@ def test_a_signal_to_all_processes_of_a_run_loses_nothing(
 ) -> None:
     """To one of two devices too, which tells the other."""
     arguments = [option for option in TINY if not option.startswith(("num_workers", "trainer.devices"))]
-    arguments += [f"trainer.devices={devices}", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'run'}"]
+    arguments += [
+        f"trainer.devices={devices}",
+        f"data.root={scenes}",
+        f"run_dir={tmp_path / 'run'}",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    ]
     arguments += ["recipe.save_every=100000", "recipe.val_every=100000", "recipe.steps=100000"]
     with subprocess.Popen(
         [sys.executable, "-m", "src.train", *arguments, "num_workers=1"],
@@ -725,15 +730,26 @@ def test_only_training_can_be_resumed(configure: Callable[..., DictConfig], tmp_
         train(configure(f"resume={tmp_path / 'weights.ckpt'}"))
 
 
-def test_weights_of_the_same_classes_in_another_order_are_refused(
+def test_weights_of_other_classes(
     configure: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = to_plain(configure())
     state, classes = build_network(config).state_dict(), config["data"]["classes"]
     config["data"]["classes"] = dict(reversed(classes.items()))
     write(tmp_path / "reversed.ckpt", config, state)
-    with pytest.raises(UserError, match="another order"):
-        train(configure(f"init_from={tmp_path / 'reversed.ckpt'}"))
+    train(configure(f"init_from={tmp_path / 'reversed.ckpt'}", "recipe.optimiser.lr=0.0", steps=1))
+    after = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    head = "transformer_decoder.class_head.weight"
+    assert torch.equal(after[f"network.{head}"][:7], state[head][:7].flip(0))
+    fewer = [
+        "~data.classes.sky",
+        "+data.classes.car=[1,2,3]",
+        "+data.classes.bus=[1,2,4]",
+        "+data.class_map={5: ignore}",
+    ]
+    train(configure(f"init_from={tmp_path / 'reversed.ckpt'}", *fewer, steps=1))
+    assert "start from random values: car, bus" in caplog.text
+    assert "left out: sky" in caplog.text
     config["data"]["classes"] = {("lake" if name == "water" else name): rgb for name, rgb in classes.items()}
     write(tmp_path / "lake.ckpt", config, state)
     train(configure(f"init_from={tmp_path / 'lake.ckpt'}", steps=1))
@@ -753,6 +769,16 @@ def test_crops_of_a_step_other_than_the_recipes_are_told(
 ) -> None:
     train(configure("recipe.crops_per_step=16", steps=1))
     assert "a step has 2 crops (2 x 1 devices x 1 accumulated)" in caplog.text
+
+
+def test_weights_of_half_precision_are_refused(configure: Callable[..., DictConfig]) -> None:
+    with pytest.raises(UserError, match="choose one of 32-true"):
+        train(configure("trainer.precision=bf16-true", steps=1))
+
+
+def test_a_run_without_loggers(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    train(configure("logger.csv=null", "callbacks.learning_rate.logging_interval=step", steps=1))
+    assert (tmp_path / "run/checkpoints/last.ckpt").is_file()
 
 
 def test_options_that_do_not_fit_together_are_told() -> None:

@@ -3,8 +3,8 @@
 What is looked for, and what it is called in a ``Fault``:
 
 * ``unreadable``: an empty, truncated or damaged file, or one of another format than its name says.
-* ``missing pair``: a photo without a label map or a label map without a photo; two files of one stem; a split
-  with neither.
+* ``missing pair``: a photo without a label map or a label map without a photo; two files of one stem; a split of
+  ``data.folders`` with neither.
 * ``size mismatch``: photo (upright, EXIF orientation applied) and label map differ in size.
 * ``unknown ids``: ids outside the class map, with counts and where.
 * ``binary mask``: nothing but 0 and 255. As ids these mean "first class" and "ignore", so a mask of some
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from src.audit.colours import coloured_picture, foreign_palette, grey_picture, meaning
 from src.audit.leakage import same_photos, thumbnail
 from src.data.classes import ClassMap, Taxonomy
-from src.data.folder import SplitFolders, in_subfolders
+from src.data.folder import SplitFolders, in_subfolders, stem_of
 from src.errors import UserError
 from src.photos import LABEL_SUFFIXES, PHOTO_SUFFIXES, PhotoError, read_label, read_photo
 from src.structures import IGNORE
@@ -91,7 +91,7 @@ def match_files(split: str, folders: SplitFolders) -> tuple[list[Task], list[Fau
             )
     others: dict[str, Path] = {}
     for file in sorted(folders.labels.iterdir()) if folders.labels.is_dir() else []:
-        others.setdefault(file.stem, file)
+        others.setdefault(stem_of(file), file)
     for stem in sorted(images.keys() - labels.keys()):
         hint = f"; {others[stem].name} is no PNG, and lossy formats change ids" if stem in others else ""
         detail = f"no label map {stem}.png in {folders.labels}{hint}"
@@ -196,7 +196,7 @@ def _by_stem(folder: Path, suffixes: frozenset[str]) -> Mapping[str, list[Path]]
     if folder.is_dir():
         for file in sorted(folder.iterdir()):
             if file.suffix.lower() in suffixes and not file.name.startswith("."):
-                files[file.stem].append(file)
+                files[stem_of(file)].append(file)
     return files
 
 

@@ -1,4 +1,4 @@
-"""Starting a network with more classes from a checkpoint that has fewer.
+"""Starting a network from a checkpoint of other classes.
 
 The class head has one row per class and a last one for "no object"; everything else of the network does not depend on
 the number of classes, except for the class embedding of mask piloting. Rows are carried over by the classes' names.
@@ -23,6 +23,7 @@ from src.checkpoints.names import check_fits
 from src.checkpoints.store import Checkpoint, CheckpointError
 
 SHARE = 0.01  # of the probability of "others", for each new class
+_LEFT = 0.5  # the least that "others" keeps
 _HEAD = "transformer_decoder.class_head"
 _PILOTS = "piloting.class_embedding.weight"
 
@@ -86,7 +87,40 @@ def grow_weights(
     return sorted(rows)
 
 
+def carry_weights(
+    network: nn.Module, checkpoint: Checkpoint, classes: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Copy a checkpoint's weights into the same network for other classes.
+
+    Rows of the class head follow the classes' names. Those of classes that the checkpoint does not have stay as the
+    network has them, so with random values where it is new.
+
+    Args:
+        network: built for ``classes``. checkpoint: of the same architecture. classes: K names, ascending by id.
+
+    Returns:
+        the classes that are new, and those of the checkpoint that are left out.
+
+    Raises:
+        NameTableError: anything but the number of classes differs.
+    """
+    known, state, own = list(checkpoint.classes), dict(checkpoint.state), network.state_dict()
+    ours = [index for index, name in enumerate(classes) if name in known]
+    theirs = [known.index(classes[index]) for index in ours]
+    # the last row is "no object", of these queries there is none
+    ends = {_HEAD + ".weight": 1, _HEAD + ".bias": 1, _PILOTS: 0}
+    for tensor, end in ends.items():
+        if tensor in state and tensor in own and state[tensor].shape[1:] == own[tensor].shape[1:]:
+            rows = own[tensor].clone()
+            rows[[*ours, *[len(classes)] * end]] = state[tensor][[*theirs, *[len(known)] * end]]
+            state[tensor] = rows
+    check_fits(state, own, str(checkpoint.path))
+    network.load_state_dict(state)
+    return [name for name in classes if name not in known], [name for name in known if name not in classes]
+
+
 def _share(bias: Tensor, new: Sequence[int], others: int) -> None:
-    """Hand the new classes their shares of the probability of "others"; in place."""
-    bias[new] += math.log(SHARE)
-    bias[others] += math.log(1 - SHARE * len(new))
+    """Hand the new classes their shares of the probability of "others", less each where they are many; in place."""
+    share = min(SHARE, (1 - _LEFT) / len(new))
+    bias[new] += math.log(share)
+    bias[others] += math.log(1 - share * len(new))

@@ -14,7 +14,7 @@ import functools
 import importlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -81,8 +81,31 @@ class Checkpoint(NamedTuple):
         return edges[0], edges[1]
 
 
-def read_file(path: str | Path) -> dict[str, Any]:
+class _StandIn:
+    """What stands for an object of a class that is not known here: nothing of it is kept, and nothing runs."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+def _stand_ins(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """One for each class that the file names and that ``weights_only`` does not allow."""
+    try:
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # files of before PyTorch 1.6, and bytes that are no checkpoint
+        return []
+    return [(type(name.rpartition(".")[2], (_StandIn,), {}), name) for name in unknown]
+
+
+def read_file(path: str | Path, *, foreign: bool = False) -> dict[str, Any]:
     """Read a ``torch.save`` file safely.
+
+    Args:
+        path: of the file.
+        foreign: whether objects of unknown classes, such as the history that mmengine keeps, are passed over.
 
     Raises:
         CheckpointError: no such file, not a checkpoint, or one that needs unsafe unpickling.
@@ -91,7 +114,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_stand_ins(path) if foreign else []):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = _UNSAFE_OBJECT.search(str(error))
         found = f", {named[1]} for one" if named else ""
@@ -159,7 +183,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of any program's checkpoint, by name.
 
     Accepts safetensors files, ``torch.save`` files with an entry ``state_dict`` (mmengine; everything beside it
-    is ignored) and plain state dicts. The prefix ``module.``, which distributed training leaves, is dropped.
+    is ignored, objects of its own too) and plain state dicts. The prefix ``module.``, which distributed training
+    leaves, is dropped.
 
     Raises:
         CheckpointError: the file is unreadable, or it holds no tensors.
@@ -173,7 +198,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
                 f"{path} is not a safetensors file, or it is incomplete: {error}"
             ) from error
     else:
-        content = read_file(path)
+        content = read_file(path, foreign=True)
         state = content.get("state_dict", content)
     if not state or not _is_state_dict(state):
         raise CheckpointError(
@@ -268,8 +293,8 @@ def load(path: str | Path) -> nn.Module:
     """The network of a checkpoint, in evaluation mode on the CPU.
 
     Calling it on normalised float images (B, 3, H, W) of any size from 64 x 64 gives a ``MaskPrediction``:
-    ``class_logits`` (B, Q, K+1), ``mask_logits`` (B, Q, H/2, W/2) and ``edge_logits`` (B, 1, H/2, W/2) or None;
-    ``network.normalise`` prepares uint8 RGB.
+    ``class_logits`` (B, Q, K+1), ``mask_logits`` (B, Q, H/2, W/2) and ``edge_logits`` (B, 1, H/2, W/2) or None, at
+    stride 4 in networks without a branch for details; ``network.normalise`` prepares uint8 RGB.
 
     Raises:
         CheckpointError: the file is unreadable. NameTableError: its tensors do not fit its configuration.

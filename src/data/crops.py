@@ -45,7 +45,7 @@ def scaled_size(
         (h, w), each rounded to the nearest pixel and at least 1.
     """
     height, width = size
-    short = int((min(size) if short_edge is None else short_edge) * scale)
+    short = max(1, int((min(size) if short_edge is None else short_edge) * scale))
     factor = short / min(size)
     if max_long_edge is not None:
         factor = min(factor, max_long_edge / max(size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from src.data.datasets import (
 from src.data.folder import (
     IMAGE_FOLDERS,
     LABEL_FOLDER,
+    DatasetError,
     FolderSource,
     Pair,
     SplitFolders,
@@ -39,6 +41,8 @@ from src.data.synthetic import write_synthetic_dataset
 from src.errors import UserError
 from src.files import given_path
 from src.structures import CropBatch, LabelledImage
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
@@ -67,7 +71,8 @@ class SegmentationDataModule(LightningDataModule):
         enlarge: whether smaller evaluation photos are enlarged to the limit, as the release does.
         num_workers: loader processes per device; 0 loads in the main process.
         seed: of permutations, crops and augmentation.
-        store: folder made by ``python -m src.prepare``; None to read the files themselves. The crops are the same.
+        store: folder made by ``python -m src.prepare``; None to read the files themselves. The crops are the
+            same, but for photos that are no JPEGs as cameras write them (see ``docs/store.md``).
             With shards (``format=litdata``) it may also be an address such as ``s3://bucket/mass13k``; an epoch is
             then one pass over the photos, in an order of LitData's, whatever ``samples_per_epoch`` says.
         cache_folder: where fetched shards are kept; None for LitData's own choice.
@@ -116,7 +121,7 @@ class SegmentationDataModule(LightningDataModule):
         self._make_crop = self.crop_maker(crop, augment_here=augment_on == "worker")
         self._batch_size = batch_size
         self._samples_per_epoch = samples_per_epoch
-        self._evaluation_limit = (int(evaluation_limit[0]), int(evaluation_limit[1]))
+        self._evaluation_limit = _two_edges(evaluation_limit)
         self._enlarge = enlarge
         self._num_workers = num_workers
         self._seed = seed
@@ -137,7 +142,7 @@ class SegmentationDataModule(LightningDataModule):
 
         Raises:
             DatasetError: folders or files are missing, unmatched or empty.
-            StoreError: the store is unfinished, of a newer version, or the files it was made of have changed.
+            StoreError: the store is unfinished, of another version, or the files it was made of have changed.
         """
         for split in _STAGES[stage]:
             if split not in self._sources and not self.is_streamed(split):
@@ -269,9 +274,21 @@ class SegmentationDataModule(LightningDataModule):
         if self._store is None:
             return FolderSource(self.pairs(split), self.class_map)
         source = StoreSource(Path(self._store).expanduser() / split, self.class_map)
-        if self.has_split(split):  # a store works without the files it was made of
+        if self._has_both(split):
             source.check_source(self.pairs(split))
+        elif self.has_split(split):
+            log.info("%s: the store is taken as it is, as the photos or the label maps are gone", split)
         return source
+
+    def _has_both(self, split: str) -> bool:
+        """Whether a split has photos and label maps; a store works without the files it was made of."""
+        if not self.has_split(split):
+            return False
+        try:
+            images, labels = self._split_folders(split)
+        except DatasetError:  # in the benchmark's layout one of them is missing
+            return False
+        return images.is_dir() and labels.is_dir()
 
     def _split_folders(self, split: str) -> SplitFolders:
         if self._folders is None:
@@ -287,6 +304,19 @@ class SegmentationDataModule(LightningDataModule):
             for kind in ("images", "labels")
         )
         return SplitFolders(images, labels)
+
+
+def _two_edges(limit: Any) -> tuple[int, int]:
+    if (
+        not isinstance(limit, list | tuple)
+        or len(limit) != 2
+        or not all(type(edge) is int and edge > 0 for edge in limit)
+    ):
+        raise UserError(
+            f"data.evaluation_limit={limit}: give two edge lengths in pixels, such as [4096,3072]; large ones, such "
+            "as [100000,100000], leave every photo as it is"
+        )
+    return limit[0], limit[1]
 
 
 def _address(store: Any) -> str:

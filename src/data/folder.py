@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -218,7 +219,11 @@ def in_subfolders(folder: Path, suffixes: frozenset[str]) -> int:
 
 
 def files_by_stem(folder: Path, suffixes: frozenset[str], kind: str) -> dict[str, Path]:
-    """The visible files of a folder by stem; ``DatasetError`` when there are none or a stem occurs twice."""
+    """The visible files of a folder by stem.
+
+    Raises:
+        DatasetError: there are none, or a stem occurs twice.
+    """
     if not folder.is_dir():
         raise DatasetError(
             f"{folder}: no such folder. A photo and its label map have the same stem in two folders, as in "
@@ -227,7 +232,7 @@ def files_by_stem(folder: Path, suffixes: frozenset[str], kind: str) -> dict[str
         )
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for file in _files(folder, suffixes):
-        by_stem[file.stem].append(file)
+        by_stem[stem_of(file)].append(file)
     inner = in_subfolders(folder, suffixes)
     if not by_stem:
         endings = ", ".join(sorted(suffixes))
@@ -248,6 +253,11 @@ def files_by_stem(folder: Path, suffixes: frozenset[str], kind: str) -> dict[str
             "matched by stem; keep one file of each."
         )
     return {stem: files[0] for stem, files in by_stem.items()}
+
+
+def stem_of(path: Path) -> str:
+    """A file's name without suffix, which photos and maps share; accents composed, as macOS may part them."""
+    return unicodedata.normalize("NFC", path.stem)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.folder import DatasetError, files_by_stem, listed
+from src.data.folder import DatasetError, files_by_stem, listed, stem_of
 from src.data.preview import LabelPreview
 from src.data.source import LabelledPhoto, PhotoSource, Window
 from src.errors import UserError
@@ -191,7 +191,7 @@ class UnlabelledPhoto:
 
     @property
     def name(self) -> str:
-        return self._path.stem
+        return stem_of(self._path)
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -232,10 +232,10 @@ class PseudoLabelSource:
     ) -> None:
         self._precise = precise
         known = pseudo.names
-        self._unlabelled = [photo for photo in unlabelled if photo.stem in known]
+        self._unlabelled = [photo for photo in unlabelled if stem_of(photo) in known]
         self._pseudo = pseudo
         self._ids = first, others
-        self.names: Sequence[str] = (*precise.names, *(photo.stem for photo in self._unlabelled))
+        self.names: Sequence[str] = (*precise.names, *(stem_of(photo) for photo in self._unlabelled))
         with_pseudo = len(known.intersection(self.names))
         if with_pseudo == 0:
             raise DatasetError(
@@ -250,7 +250,7 @@ class PseudoLabelSource:
             with_pseudo,
             ", ".join(pseudo.new_classes),
         )
-        bare = sorted(photo.stem for photo in unlabelled if photo.stem not in known)
+        bare = sorted(stem_of(photo) for photo in unlabelled if stem_of(photo) not in known)
         if bare:
             log.warning("%s: %d photos have no label of any kind: %s", where, len(bare), listed(bare))
 

@@ -8,6 +8,7 @@ number of processes changes the order of crops but not the crops.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import get_ident
@@ -154,6 +155,8 @@ class EntryStream(StreamingDataset):
             sample = super().__getitem__(index)
         except _UNREACHABLE as error:
             raise self._unreadable(error) from error
+        except (struct.error, ValueError, LookupError, EOFError) as error:
+            raise StoreError(f"{self._place}: a shard is damaged ({error}). {_CURE}") from error
         if Path(sample["name"]).name != sample["name"]:  # predictions get it as their file name
             raise StoreError(f"{self._place}: {sample['name']!r} is no name of a photo. {_CURE}")
         content = sample["entry"]  # bytes, or a view of the shard's: only what a window needs is copied

@@ -122,7 +122,13 @@ class CropAugmentation:
         """
         flips, distortion = self.draw(seed)
         image = self._distort.apply(image, **distortion._asdict())
-        return (self._flip.apply(image), self._flip.apply_to_mask(label)) if flips else (image, label)
+        if flips:
+            image = self._flip.apply(image)
+            # OpenCV takes no more than some hundred channels, as labels of many new classes have
+            label = (
+                self._flip.apply_to_mask(label) if label.ndim == 2 else np.ascontiguousarray(label[:, ::-1])
+            )
+        return image, label
 
     def draw(self, seed: int) -> tuple[bool, Distortion]:
         """What calling with this seed does: whether it flips, and how it distorts."""

@@ -62,18 +62,19 @@ class Throughput(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: CropBatch, batch_idx: int
     ) -> None:
-        self._waited += time.perf_counter() - self._idle_since
+        # what callbacks do behind a batch, such as saving, is no waiting
+        idle_since = max(self._idle_since, getattr(pl_module, "batch_ended", 0.0))
+        self._waited += time.perf_counter() - idle_since
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: CropBatch, batch_idx: int
     ) -> None:
         self._crops += len(batch.images)
-        self._idle_since = time.perf_counter()
         if (
             not self.every or trainer.fit_loop.epoch_loop.total_batch_idx % self.every != self.every - 1
         ):  # epochs may be shorter
             return
-        elapsed = self._idle_since - self._since
+        elapsed = time.perf_counter() - self._since
         pl_module.log("throughput/crops_per_second", self._crops / elapsed)
         pl_module.log("throughput/data_wait_share", self._waited / elapsed)
         self._restart()
@@ -104,6 +105,7 @@ class PerImageScores(Callback):
         colours: (K, 3) RGB, palette of these files.
 
     Attributes:
+        predictions: as given, or None after a file could not be written.
         scores: measurements behind IoU, BIoU and BF1.
         complexity: mean IPQ over the labelled classes.
     """
@@ -133,9 +135,19 @@ class PerImageScores(Callback):
         self.scores[batch.name] = metrics.latest
         self.complexity[batch.name] = mean_complexity(batch.label.cpu().numpy(), metrics.num_classes)
         if self.predictions is not None:
-            index_png(
-                self.predictions / f"{batch.name}.png", outputs.to(torch.uint8).cpu().numpy(), self.colours
-            )
+            try:
+                index_png(
+                    self.predictions / f"{batch.name}.png",
+                    outputs.to(torch.uint8).cpu().numpy(),
+                    self.colours,
+                )
+            except OSError as error:  # as on a full disk, which must not cost the scores
+                log.warning(
+                    "%s: label maps are written no more, and there will be no report: %s",
+                    self.predictions,
+                    error.strerror,
+                )
+                self.predictions = None
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from src.structures import LabelledImage
 
 log = logging.getLogger(__name__)
 
+_OPTIONS = ("boundary_ratio", "ignore_boundaries")
+
 
 class CategoryReport(Callback):
     """Logs means of known and new classes, and reports at the end what was learned and what was forgotten.
@@ -35,13 +38,20 @@ class CategoryReport(Callback):
     Args:
         folder: of the run; ``categories.json`` goes there.
         classes: class name -> RGB. new_classes, others: see ``CategoryMetrics``.
+        metrics: those of the run; boundary F1 is left out.
     """
 
     def __init__(
-        self, folder: str, classes: dict[str, list[int]], new_classes: list[str], others: str
+        self,
+        folder: str,
+        classes: dict[str, list[int]],
+        new_classes: list[str],
+        others: str,
+        metrics: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self.metrics = CategoryMetrics(tuple(classes), tuple(new_classes), others)
+        options = {name: value for name, value in (metrics or {}).items() if name in _OPTIONS}
+        self.metrics = CategoryMetrics(tuple(classes), tuple(new_classes), others, **options)
         self.before: CategoryScores | None = None
         self.after: CategoryScores | None = None
 
@@ -71,6 +81,11 @@ class CategoryReport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or self.after is None:
+            return
+        if self.after is self.before:
+            log.warning(
+                "nothing was validated after training, so what was learned and forgotten is not known"
+            )
             return
         path = self.folder / "categories.json"
         if self.before is None:

@@ -53,7 +53,8 @@ class LastCheckpoint(ModelCheckpoint):
         self._told_to_stop = False
         if stage == "fit" and trainer.world_size > 1:
             # Lightning's own broadcasts from within the handler, amid whatever the processes exchange just then
-            trainer._signal_connector._sigterm_notifier_fn = partial(self._hear, trainer)
+            connector: Any = trainer._signal_connector
+            connector._sigterm_notifier_fn = partial(self._hear, trainer)
 
     def _hear(self, trainer: Trainer, signum: signal.Signals, _: FrameType) -> None:
         """Note that this process is to stop, and tell those that it started."""

@@ -53,7 +53,13 @@ class EarlyLook(Callback):
     ) -> None:
         step = trainer.global_step
         # With gradient accumulation several batches end at one step.
-        if not trainer.is_global_zero or not self.every or step % self.every or step == self._last_step:
+        if (
+            not trainer.is_global_zero
+            or not self.every
+            or not self.crops
+            or step % self.every
+            or step == self._last_step
+        ):
             return
         self._last_step = step
         if not self._fixed:

@@ -71,18 +71,18 @@ def _has_netrc_key(host: str) -> bool:
 def wandb_logger(
     project: str, name: str, save_dir: str, config: dict[str, Any], **options: Any
 ) -> WandbLogger:
-    """A logger for one run, whose configuration is the resolved one; offline where W&B refuses or does not answer."""
+    """A logger for one run, whose configuration is the resolved one; offline where W&B refuses or does not answer.
+
+    Args:
+        options: of ``WandbLogger`` and ``wandb.init``; ``mode`` or ``offline`` decide whatever key there is.
+    """
     os.makedirs(save_dir, exist_ok=True)
-    make = partial(
-        WandbLogger,
-        project=project,
-        name=name,
-        save_dir=save_dir,
-        config=config,
-        log_model=False,
-        **({"settings": wandb.Settings(init_timeout=_PATIENCE)} | options),
-    )
-    mode = wandb_mode()
+    mode = options.pop("mode", None) or ("offline" if options.pop("offline", False) else wandb_mode())
+    settings: dict[str, Any] = {
+        "log_model": False,
+        "settings": wandb.Settings(init_timeout=_PATIENCE),
+    } | options
+    make = partial(WandbLogger, project=project, name=name, save_dir=save_dir, config=config, **settings)
     logger = make(mode=mode)
     if mode == "online":
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,10 @@ class SegmentationModule(LightningModule):
         metrics: arguments of ``SegmentationMetrics`` besides the number of classes.
         seed: of the random points of the loss and of the backbone's stochastic depth.
         config: the resolved configuration, plain values; every checkpoint carries it.
+
+    Attributes:
+        latest_scores: of the latest evaluation; None before the first.
+        batch_ended: when the latest batch of training was done, by ``time.perf_counter``.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class SegmentationModule(LightningModule):
         self.seed = seed
         self.config = dict(config or {})
         self.scores = SegmentationMetrics(len(self.class_names), **(metrics or {}))
+        self.batch_ended = 0.0
         self._lost_steps = 0  # one after the other, up to the last one
         self.latest_scores: dict[str, Tensor] | None = None
         self.scores.persistent(False)  # a checkpoint needs no half-finished evaluation
@@ -58,6 +64,9 @@ class SegmentationModule(LightningModule):
         loop = self.trainer.fit_loop
         batches = loop.epoch_loop.total_batch_idx
         torch.manual_seed((self.seed * 1_000_003 + batches) * self.trainer.world_size + self.global_rank)
+
+    def on_train_batch_end(self, outputs: Any, batch: CropBatch, batch_idx: int) -> None:
+        self.batch_ended = time.perf_counter()  # Lightning calls this behind all callbacks
 
     def training_step(self, batch: CropBatch, batch_idx: int) -> Tensor:
         """Sum of the weighted loss terms of a batch of crops.

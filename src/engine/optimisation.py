@@ -12,6 +12,8 @@ from torch import nn
 from src.models.deformable import DeformableConv
 from src.models.layers import FrozenStatisticsNorm
 
+# of encoders: positions
+_EMBEDDINGS = ("relative_position_bias_table", "pos_embed")
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, FrozenStatisticsNorm)
 
 
@@ -62,7 +64,7 @@ def parameter_groups(network: nn.Module, settings: Optimisation) -> list[dict[st
     """
     undecayed, offsets = set(), set()
     for module in network.modules():
-        if isinstance(module, (*_NORMS, nn.Embedding)):
+        if isinstance(module, (*_NORMS, nn.Embedding)) or "Norm" in type(module).__name__:  # timm has its own
             undecayed |= {id(parameter) for parameter in module.parameters(recurse=False)}
         if isinstance(module, DeformableConv):
             offsets |= {id(parameter) for parameter in module.offset.parameters()}
@@ -70,6 +72,8 @@ def parameter_groups(network: nn.Module, settings: Optimisation) -> list[dict[st
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
+            if name.endswith(_EMBEDDINGS):
+                undecayed.add(id(parameter))
             part = "backbone" if name.startswith("backbone.") else "decoder"
             part = "offsets" if id(parameter) in offsets else part
             groups.setdefault((part, id(parameter) in undecayed), []).append(parameter)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import weakref
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from src.inference.rows import DEVICE_BAND_BYTES
+from src.machine import free_memory
 
 _GIB = 2**30
 _LEAST = 2 * _GIB  # enough for windows; a machine that is short of memory may still manage
@@ -23,32 +23,14 @@ _IMAGE = 3 + 12  # bytes of a pixel: 8-bit, and normalised
 _FEWEST = 512 * 512
 _SUFFICIENT = 1024 * 1024
 _PROBE_SIDE = 256
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def available_bytes(device: torch.device) -> int:
     """Memory that inference may take: a share of what is free on the device, or of the container's limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * _SHARE)
-    free = [_meminfo("MemAvailable")]
-    for name in _CGROUP_LIMITS:
-        path = Path(name)
-        if path.is_file() and (text := path.read_text().strip()).isdigit():
-            free.append(int(text))
-    known = [value for value in free if value]
-    return max(_LEAST, int(min(known) * _SHARE)) if known else 2 * _LEAST
-
-
-def _meminfo(key: str) -> int:
-    """Bytes of an entry of /proc/meminfo; 0 where there is none (not Linux)."""
-    path = Path("/proc/meminfo")
-    if not path.is_file():
-        return 0
-    for line in path.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == key:
-            return int(value.split()[0]) * 1024
-    return 0
+    free = free_memory()
+    return 2 * _LEAST if free is None else max(_LEAST, int(free * _SHARE))
 
 
 class WholeImageCost:

@@ -16,16 +16,19 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from src.inference.png import PngWriter
 from src.inference.semantic import best_class
 from src.inference.whole import Band
+from src.photos import DAMAGED
 from src.pictures import overlay
 from src.structures import IGNORE
 
 KINDS = ("labels", "overlays", "masks", "cutouts", "edges")
 _LONGEST_FOLDER = 100  # characters
+_SOURCE = "Source photo"  # keyword of the text in a result that tells what it was made of
 _CUTOUT_SHARPNESS = 3
 _SMALLEST_SUM = 1e-6  # below this no class has a share of the pixel
 
@@ -87,6 +90,7 @@ class PhotoFiles:
     Args:
         plan: what to write. files: from ``plan.files``. size: height and width of the photo, pixels.
         profile: ICC profile of the photo's colours, which overlays and cut-outs keep; None where it has none.
+        source: a few words that tell the photo from others, see ``made_of``.
     """
 
     def __init__(
@@ -95,8 +99,10 @@ class PhotoFiles:
         files: Mapping[str, Path],
         size: tuple[int, int],
         profile: bytes | None = None,
+        source: str = "",
     ) -> None:
         self._plan, self._files, self._size, self._profile = plan, files, size, profile
+        self._text = {_SOURCE: source}
         self._colours = np.array([list(colour) for colour in plan.classes.values()], np.uint8)
         self._chosen = plan.chosen_ids
         self._writers: dict[str, PngWriter] = {}
@@ -120,12 +126,14 @@ class PhotoFiles:
             palette = np.zeros((256, 3), np.uint8)
             palette[: len(self._colours)] = self._colours
             palette[IGNORE] = 255
-            return PngWriter(path, width, height, "palette", palette=palette.tolist(), level=6)
+            colours = palette.tolist()
+            return PngWriter(path, width, height, "palette", palette=colours, level=6, text=self._text)
         if place == "overlays":
-            return PngWriter(path, width, height, "rgb", profile=self._profile)
+            return PngWriter(path, width, height, "rgb", profile=self._profile, text=self._text)
         if place == self._plan.cutout_place:
-            return PngWriter(path, width, height, "rgba", profile=self._profile)
-        return PngWriter(path, width, height, bits=self._plan.mask_bits if place != "edges" else 8)
+            return PngWriter(path, width, height, "rgba", profile=self._profile, text=self._text)
+        bits = self._plan.mask_bits if place != "edges" else 8
+        return PngWriter(path, width, height, bits=bits, text=self._text)
 
     def write(self, band: Band, photo: NDArray[np.uint8]) -> None:
         """Append a band to every file.
@@ -163,6 +171,21 @@ class PhotoFiles:
             return scores[self._chosen].clamp(max=1)
         powers = scores.float() ** sharpness
         return powers[self._chosen] / powers.sum(0).clamp_(min=_SMALLEST_SUM**sharpness)
+
+
+def made_of(path: Path, source: str, size: tuple[int, int]) -> bool:
+    """Whether a file may be a result of a photo, as ``PhotoFiles`` wrote it.
+
+    Args:
+        path: of the file. source, size: of the photo, as ``PhotoFiles`` takes them. A PNG that does not name its
+            source, such as one that was edited since, has to have the photo's size; what is no PNG may be anything.
+    """
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            named = picture.info.get(_SOURCE)
+            return named == source if named else picture.size == size[::-1]
+    except (*DAMAGED, Image.DecompressionBombError):
+        return True
 
 
 def _quantise(values: Tensor, bits: int) -> NDArray[Any]:

@@ -6,15 +6,15 @@ import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from src.files import TEMPORARY, new_file_mode
+from src.files import TEMPORARY, new_file_mode, to_disk
 
 Kind = Literal["gray", "palette", "rgb", "rgba"]
 _COLOUR_TYPES: dict[Kind, tuple[int, int]] = {
@@ -39,6 +39,7 @@ class PngWriter:
         palette: RGB colours of the indices, for ``palette``.
         level: of zlib, 0 to 9.
         profile: ICC profile of the colours, or None.
+        text: Latin-1 keyword to text, which stand before the pixels.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class PngWriter:
         palette: Sequence[Sequence[int]] = (),
         level: int = 3,
         profile: bytes | None = None,
+        text: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         colour_type, self._channels = _COLOUR_TYPES[kind]
         self._path, self._width, self._height = path, width, height
@@ -67,6 +69,8 @@ class PngWriter:
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
         if profile is not None:
             self._chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
+        for keyword, value in text.items():
+            self._chunk(b"tEXt", f"{keyword}\0{value}".encode("latin-1"))
         if kind == "palette":
             self._chunk(b"PLTE", bytes(value for colour in palette for value in colour))
 
@@ -92,6 +96,7 @@ class PngWriter:
             raise ValueError(f"{self._path}: {self._written} of {self._height} rows were written")
         self._emit(self._deflate.flush(), last=True)
         self._chunk(b"IEND", b"")
+        to_disk(self._file)
         self._file.close()
         os.chmod(self._temporary, new_file_mode())  # mkstemp's files are private
         os.replace(self._temporary, self._path)

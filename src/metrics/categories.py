@@ -22,7 +22,7 @@ METRICS = ("IoU", "BIoU")
 
 
 class CategoryScores(NamedTuple):
-    """Scores 0..1 by class name, nan for classes that never occurred.
+    """Scores 0..1 by class name, nan for classes that never occurred, and for new ones without labels.
 
     Attributes:
         known: metric -> class -> score on folded maps.
@@ -89,10 +89,16 @@ class CategoryMetrics(nn.Module):
         """Scores over everything added, on all processes."""
         folded, whole = self.folded.compute(), self.whole.compute()
         new = [name for name in self.names if name not in self.known]
+        # a class that is found but has no label anywhere would have a score of 0, and it is not known better
+        labelled = whole["confusion"].sum(1) > 0
         return CategoryScores(
             {metric: dict(zip(self.known, folded[metric].tolist(), strict=True)) for metric in METRICS},
             {
-                metric: {name: float(whole[metric][self.names.index(name)]) for name in new}
+                metric: {
+                    name: float(whole[metric][index]) if labelled[index] else float("nan")
+                    for index, name in enumerate(self.names)
+                    if name in new
+                }
                 for metric in METRICS
             },
         )

@@ -150,7 +150,10 @@ def _pyramid(name: str, pad_to: int | None, /, **options: Any) -> tuple[tuple[in
         )
         raise UserError(f"timm has no model {name!r} (model.backbone.name). Similar names: {close}")
     with torch.device("meta"):
-        probe: Any = timm.create_model(name, features_only=True, pretrained=False, **options)
+        try:
+            probe: Any = timm.create_model(name, features_only=True, pretrained=False, **options)
+        except RuntimeError as error:  # as of a pretrained tag that there is not
+            raise UserError(f"model.backbone.name={name}: {error}") from error
     reductions = list(probe.feature_info.reduction())
     missing = [s for s in STRIDES if s not in reductions]
     if missing:
@@ -162,7 +165,7 @@ def _pyramid(name: str, pad_to: int | None, /, **options: Any) -> tuple[tuple[in
     start = list(probe.feature_info.out_indices)
     if pad_to is None:
         pad_to = _PARITY if _depends_on_parity(probe) else 1 if _rounds_up(probe, places) else STRIDES[-1]
-    _check_takes_any_size(name, probe, max(pad_to, STRIDES[-1]))
+    _check_takes_any_size(name, probe, max(pad_to, STRIDES[-1]), places)
     return tuple(start[place] for place in places), pad_to
 
 
@@ -172,27 +175,38 @@ def _depends_on_parity(encoder: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _check_takes_any_size(name: str, probe: Any, multiple: int) -> None:
+def _check_takes_any_size(name: str, probe: Any, multiple: int, places: Sequence[int]) -> None:
+    height, width = 3 * multiple, 5 * multiple
     try:
-        probe.eval()(torch.empty((1, 3, 3 * multiple, 5 * multiple), device="meta"))
+        maps = _map_sizes(probe, height, width)
     except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"{name} takes images of one size only ({error}), but photos and crops have any. Choose a convolutional "
             "encoder (ResNet, ConvNeXt, EfficientNet, ...), or for a Swin add +model.backbone.strict_img_size=false "
             "+model.backbone.always_partition=true"
         ) from error
+    found = [maps[place] for place in places]
+    if found != [(height // stride, width // stride) for stride in STRIDES]:
+        raise UserError(
+            f"{name} does not pad its convolutions: its maps of a photo of {width}x{height} pixels are "
+            f"{', '.join(f'{w}x{h}' for h, w in found)}, not a fourth, an eighth and so on. Choose another encoder "
+            "(ResNet, ConvNeXt, EfficientNet, Swin, ...)."
+        )
+
+
+def _map_sizes(probe: Any, height: int, width: int) -> list[tuple[int, ...]]:
+    """Height and width of every map that an encoder on the ``meta`` device gives of an image."""
+    rows = 1 if "NHWC" in str(getattr(probe, "output_fmt", "")) else 2
+    maps = probe.eval()(torch.empty((1, 3, height, width), device="meta"))
+    return [tuple(x.shape[rows : rows + 2]) for x in maps]
 
 
 @torch.no_grad()
 def _rounds_up(probe: Any, places: Sequence[int]) -> bool:
     """Whether an encoder on the ``meta`` device gives maps of ceil(size / stride) for any size."""
     height, width = _ODD_SIZE
-    rows = 1 if "NHWC" in str(getattr(probe, "output_fmt", "")) else 2
     try:
-        maps = probe.eval()(torch.empty((1, 3, height, width), device="meta"))
+        maps = _map_sizes(probe, height, width)
     except (RuntimeError, ValueError, AssertionError, NotImplementedError):
         return False  # it takes no such size
-    return all(
-        tuple(maps[place].shape[rows : rows + 2]) == (-(-height // stride), -(-width // stride))
-        for place, stride in zip(places, STRIDES, strict=True)
-    )
+    return [maps[place] for place in places] == [(-(-height // s), -(-width // s)) for s in STRIDES]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -12,6 +13,8 @@ from timm.models import FeatureListNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+log = logging.getLogger(__name__)
 
 _LONGEST = 6  # blocks of an encoder that are recomputed together; more at a time would take too much memory
 
@@ -26,10 +29,19 @@ def checkpoint_network(network: Any) -> None:
     decoder = network.pixel_decoder
     slots = (getattr(decoder, name, None) for name in ("scale", "detail", "fusion"))
     layers = getattr(network.transformer_decoder, "layers", ())
-    checkpoint_stem(network.backbone.encoder)
-    for part in (*encoder_parts(network.backbone.encoder), *slots, *layers):
+    encoder = network.backbone.encoder
+    checkpoint_stem(encoder)
+    stages = stages_of(encoder)
+    if not stages:
+        log.warning("activation_checkpointing: the encoder's stages are not found, so its maps are all kept")
+    for part in (*stages, *slots, *layers):
         if part is not None:
             checkpoint_activations(part)
+
+
+def stages_of(encoder: nn.Module) -> list[nn.Module]:
+    """The parts of an encoder to recompute one by one; none where they are not found."""
+    return list(encoder_parts(encoder)) or list(_whole_stages(encoder))
 
 
 def checkpoint_stem(encoder: nn.Module) -> None:
@@ -57,6 +69,19 @@ def encoder_parts(encoder: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
+def _whole_stages(module: nn.Module) -> Iterator[nn.Module]:
+    """The parts of an encoder whose stages are modules of a kind of their own, as in RegNet."""
+    children = list(module.children())
+    if len(children) == 1 and not isinstance(module, nn.Sequential):
+        yield from _whole_stages(children[0])  # the encoder itself in a wrapper, which calls its stages alone
+        return
+    for child in children:
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from child.children()
+        elif sum(isinstance(m, nn.Conv2d | nn.Linear) for m in child.modules()) > 1:
+            yield child
+
+
 def _has_blocks(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and any(True for _ in module[0].children())
 
@@ -72,7 +97,10 @@ def checkpoint_activations(module: nn.Module) -> None:
 
 
 def _checkpointed(module: nn.Module, *args: object) -> object:
-    forward = functools.partial(type(module).forward, module)
+    def forward(*given: object) -> object:
+        # HRNet's modules put what they make into the list that they get, which has to be there again in backward
+        return type(module).forward(module, *(list(x) if isinstance(x, list) else x for x in given))
+
     return _recomputed(forward, [module], *args) if module.training else forward(*args)
 
 

@@ -210,9 +210,10 @@ def photo_and_label(pair: Pair, class_map: ClassMap, colours: Picture, facts: st
     windows = busiest_windows(boundaries.astype(np.uint8), (edge, edge), 1)
     window = windows[0] if windows else Window(0, 0, edge, edge)
     scale = min(1.0, _WIDTH / max(label.shape))
-    small = np.array(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+    size = _scaled(label, scale)
+    small = np.array(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     _draw_frame(small, window, scale, _FRAMES[0])
-    small_label = cv2.resize(label, (small.shape[1], small.shape[0]), interpolation=cv2.INTER_NEAREST)
+    small_label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
     whole = [
         Cell("Photo", jpeg_uri(small)),
         Cell("Label", label_uri(np.asarray(small_label, np.uint8), colours)),
@@ -221,9 +222,9 @@ def photo_and_label(pair: Pair, class_map: ClassMap, colours: Picture, facts: st
         Cell("Photo", jpeg_uri(window.cut(image), 92)),
         Cell("Label", label_uri(np.ascontiguousarray(window.cut(label)), colours)),
     ]
-    size = f"{label.shape[1]} x {label.shape[0]} pixels"
+    extent = f"{label.shape[1]} x {label.shape[0]} pixels"
     note = f"{window.width} x {window.height} pixels at column {window.left}, row {window.top}"
-    return Example(pair.name, facts, [Row(size, whole, None), Row(note, detail, _FRAMES[0])])
+    return Example(pair.name, facts, [Row(extent, whole, None), Row(note, detail, _FRAMES[0])])
 
 
 def _whole_cells(
@@ -234,9 +235,8 @@ def _whole_cells(
     colours: Picture,
     windows: Sequence[Window],
 ) -> list[Cell]:
-    height, width = label.shape
-    scale = min(1.0, _WIDTH / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    scale = min(1.0, _WIDTH / max(label.shape))
+    size = _scaled(label, scale)
     framed = np.array(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     for window, colour in zip(windows, cycle(_FRAMES), strict=False):
         _draw_frame(framed, window, scale, colour)
@@ -251,6 +251,12 @@ def _whole_cells(
         jpeg_uri(np.asarray(cv2.resize(errors, size, interpolation=cv2.INTER_AREA), np.uint8)),
     ]
     return [Cell(*pair) for pair in zip(_HEADINGS, uris, strict=True)]
+
+
+def _scaled(label: Picture, scale: float) -> tuple[int, int]:
+    """Width and height of a map at a scale."""
+    height, width = label.shape
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _label_uris(window: Window, maps: Sequence[Picture], colours: Picture) -> list[str]:

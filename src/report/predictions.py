@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +36,8 @@ def find_predictions(folder: Path, names: Sequence[str]) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; predictions are index PNGs named like their photos")
-    paths = [folder / f"{name}.png" for name in names]
+    composed = {unicodedata.normalize("NFC", path.name): path for path in folder.glob("*.png")}
+    paths = [composed.get(f"{name}.png", folder / f"{name}.png") for name in names]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""

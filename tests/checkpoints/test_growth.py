@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 
-from src.checkpoints.growth import SHARE, grow_weights
+from src.checkpoints.growth import SHARE, carry_weights, grow_weights
 from src.checkpoints.names import NameTableError
 from src.checkpoints.store import CheckpointError, build_network, read, write
 from src.config import compose_config, to_plain
@@ -127,3 +127,37 @@ def test_a_network_cannot_shrink_or_change(checkpoint, grown):
     _, wider = network_of("+data.classes.car=[1,2,3]", "+data.classes.bus=[4,5,6]", "model.size.width=24")
     with pytest.raises(NameTableError, match="does not fit this network"):
         grow_weights(wider, checkpoint, GROWN, "background")
+
+
+def test_rows_follow_their_names_into_other_classes(checkpoint, experiment):
+    ours = ("water", "car", "person")
+    _, network = network_of(
+        experiment,
+        *(f"~data.classes.{n}" for n in checkpoint.classes if n not in ours),
+        "+data.classes.car=[1,2,3]",
+    )
+    classes = ("person", "water", "car")
+    fresh = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert carry_weights(network, checkpoint, classes) == (
+        ["car"],
+        [name for name in checkpoint.classes if name not in classes],
+    )
+    known = list(checkpoint.classes)
+    for part in ("weight", "bias"):
+        theirs, now = checkpoint.state[HEAD + part], network.state_dict()[HEAD + part]
+        assert torch.equal(now[[0, 1, 3]], theirs[[known.index("person"), known.index("water"), 7]])
+        assert torch.equal(now[2], fresh[HEAD + part][2])
+    touched = {HEAD + "weight", HEAD + "bias", "piloting.class_embedding.weight"}
+    for name, tensor in network.state_dict().items():
+        if name not in touched:
+            assert torch.equal(tensor, checkpoint.state[name]), name
+
+
+def test_many_new_classes_leave_others_its_half(checkpoint, experiment):
+    new = [f"n{index}" for index in range(120)]
+    _, network = network_of(experiment, *(f"+data.classes.{name}=[1,2,3]" for name in new))
+    before = checkpoint.state[HEAD + "bias"][0]
+    grow_weights(network, checkpoint, (*checkpoint.classes, *new), "background")
+    bias = network.state_dict()[HEAD + "bias"]
+    assert torch.isclose((bias[0] - before).exp(), torch.tensor(0.5))
+    assert torch.isclose((bias[[0, *range(7, 127)]] - before).exp().sum(), torch.tensor(1.0))

@@ -1,9 +1,13 @@
 """Checkpoint files: what is read, what is refused, and with which message."""
 
+import contextlib
 import os
 import pickle
 import stat
+import sys
+import types
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -280,3 +284,29 @@ def test_broken_and_missing_safetensors_are_refused(tmp_path):
         read_tensors(tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=r"b\.safetensors: no such checkpoint file"):
         read_tensors(tmp_path / "b.safetensors")
+
+
+def test_objects_of_other_programs_beside_the_weights_are_passed_over(tmp_path, monkeypatch):
+    """As mmengine's history in the files that its training writes."""
+    module = types.ModuleType("mmengine_like")
+    history = type("History", (), {"__module__": "mmengine_like"})
+    module.History = history
+    monkeypatch.setitem(sys.modules, "mmengine_like", module)
+    log = history()
+    log.values = np.arange(3)
+    weight = torch.randn(2)
+    torch.save(
+        {"meta": {"iter": 3}, "hub": {"loss": log}, "state_dict": {"a": weight}}, tmp_path / "iter.pth"
+    )
+    monkeypatch.delitem(sys.modules, "mmengine_like")
+    assert torch.equal(read_tensors(tmp_path / "iter.pth")["a"], weight)
+    with pytest.raises(CheckpointError, match="cannot be read safely"):
+        read_file(tmp_path / "iter.pth")
+
+
+def test_passing_over_runs_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"hub": Attack(), "state_dict": {"a": torch.zeros(1)}}, "bad.pth")
+    with contextlib.suppress(CheckpointError):
+        read_tensors("bad.pth")
+    assert not (tmp_path / "owned").exists()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.audit.faults import match_files
 from src.data.classes import ClassMap, Taxonomy
 from src.data.folder import DatasetError, FolderSource, SplitFolders, benchmark_folders, find_pairs
 from src.data.source import Window
@@ -176,3 +178,16 @@ class TestFilePhoto:
         photo = self.open_one(tmp_path, taxonomy, Image.new("RGB", (30, 20)), label)
         with pytest.raises(ValueError, match=r"labels/one\.png.*9 \(25 pixels\)"):
             photo.label(Window(0, 0, 5, 5))
+
+
+def test_accents_match_however_they_are_written(tmp_path: Path) -> None:
+    """macOS may write a letter and its accent apart."""
+    for kind, form in (("images", "NFD"), ("annotations", "NFC")):
+        (tmp_path / kind / "train").mkdir(parents=True)
+        name = unicodedata.normalize(form, "Blüte.png")
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / kind / "train" / name)
+    (pair,) = find_pairs(train_folders(tmp_path))
+    assert pair.name == unicodedata.normalize("NFC", "Blüte")
+    tasks, faults = match_files("train", train_folders(tmp_path))
+    assert not faults
+    assert tasks[0].label is not None

@@ -102,3 +102,24 @@ def test_a_server_that_refuses_costs_no_run(
     finally:
         wandb.finish()
     assert "401: unknown key" in caplog.text
+
+
+@pytest.mark.parametrize("chosen", [{"mode": "disabled"}, {"offline": True, "log_model": False}])
+def test_what_the_command_says_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: dict[str, object]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    modes: list[object] = []
+    begin = wandb.init
+
+    def noted(**options: object) -> object:
+        modes.append(options["mode"])
+        return begin(**options | {"mode": "disabled"})
+
+    monkeypatch.setattr(wandb, "init", noted)
+    try:
+        logger = wandb_logger(project="p", name="n", save_dir=str(tmp_path), config={}, **chosen)
+        assert logger.experiment is not None
+    finally:
+        wandb.finish()
+    assert modes == [chosen.get("mode", "offline")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 from torch import nn
 
 from src.config import build, compose_config
@@ -78,3 +79,22 @@ def test_the_published_recipe() -> None:
     loss = build(config.loss)
     assert (loss.class_weight, loss.mask_weight, loss.dice_weight, loss.edge_weight) == (2.0, 5.0, 5.0, 10.0)
     assert loss.class_weights.tolist() == pytest.approx([1.0] * 7 + [0.1])
+
+
+def test_positions_and_norms_of_encoders_do_not_decay() -> None:
+    network = nn.Module()
+    network.backbone = nn.ModuleList(
+        [
+            timm.create_model("swin_tiny_patch4_window7_224", features_only=True, pretrained=False),
+            timm.create_model("convnext_zepto_rms", features_only=True, pretrained=False),
+        ]
+    )
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    decayed = {
+        names[id(parameter)]
+        for group in parameter_groups(network, SETTINGS)
+        if group["weight_decay"]
+        for parameter in group["params"]  # type: ignore[attr-defined]
+    }
+    assert not [name for name in decayed if "norm" in name or "position_bias_table" in name]
+    assert any("norm" in name for name in names.values())

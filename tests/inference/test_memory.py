@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.inference import memory
+from src import machine
 from src.inference.memory import LiveBytes, WholeImageCost, available_bytes, bytes_per_pixel
 from src.models.backbone import Backbone
 
@@ -48,11 +48,16 @@ def test_live_bytes_counts_what_lives_at_a_time() -> None:
 def test_the_smaller_of_what_is_free_and_what_a_container_may_take(
     free: int, limits: list[str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = [tmp_path / "absent", *(tmp_path / str(i) for i in range(len(limits)))]
-    for path, limit in zip(paths[1:], limits, strict=True):
-        path.write_text(f"{int(limit) * GIB if limit.isdigit() else limit}\n")
-    monkeypatch.setattr(memory, "_CGROUP_LIMITS", tuple(map(str, paths)))
-    monkeypatch.setattr(memory, "_meminfo", lambda key: free * GIB if key == "MemAvailable" else 0)
+    own = tmp_path / "own"
+    own.write_text("4:memory,hugetlb:/outer/inner\n0::/slurm/job\n")
+    groups = ("slurm/job/memory.max", "memory/outer/memory.limit_in_bytes")
+    for limit, place in zip(limits, groups, strict=False):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(f"{int(limit) * GIB if limit.isdigit() else limit}\n")
+    (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {free * GIB // 1024} kB\n")
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "_OWN_GROUPS", own)
+    monkeypatch.setattr(machine, "_MEMORY", tmp_path / "meminfo" if free else tmp_path / "absent")
     assert available_bytes(torch.device("cpu")) == expected * GIB
 
 

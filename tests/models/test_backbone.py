@@ -228,3 +228,12 @@ def test_padding_reaches_only_encoders_that_ask_for_it():
         encoder.encoder.conv1.register_forward_pre_hook(lambda _, x: seen.append(tuple(x[0].shape[-2:])))
         encoder(torch.randn(1, 3, 65, 97))
     assert seen == [(65, 97), (96, 128)]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("legacy_xception", "does not pad its convolutions"), ("resnet50.foo", "Invalid pretrained tag")],
+)
+def test_encoders_that_cannot_serve_are_told(name, said):
+    with pytest.raises(UserError, match=said):
+        Backbone(name, weights="none")

@@ -7,8 +7,11 @@ import copy
 import pytest
 import timm
 import torch
+from timm.layers import DropPath
 from torch import nn
 
+from src.models import recomputation
+from src.models.backbone import Backbone
 from src.models.recomputation import checkpoint_activations, checkpoint_stem, encoder_parts
 
 
@@ -108,3 +111,27 @@ def test_a_stem_that_gives_features_is_left_alone() -> None:
     image = torch.randn(1, 3, 64, 64)
     for a, b in zip(encoder(image), plain(image), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["hrnet_w18_small", "regnety_002", "pvt_v2_b0"])
+def test_gradients_stay_and_maps_go(name: str) -> None:
+    """HRNet's modules write into the lists they get; RegNet's and PVT's stages are no sequences."""
+    torch.manual_seed(0)
+    plain = Backbone(name, weights="none").train()
+    for module in plain.modules():
+        if isinstance(module, nn.Dropout | DropPath):
+            module.eval()
+    recomputed = copy.deepcopy(plain)
+    stages = recomputation.stages_of(recomputed.encoder)
+    assert len(stages) >= 4
+    for stage in stages:
+        checkpoint_activations(stage)
+    image = torch.randn(2, 3, 64, 64)
+    (expected, before), (actual, after) = (saved_bytes(encoder, image) for encoder in (plain, recomputed))
+    assert after < 0.5 * before
+    for maps in (expected, actual):
+        torch.manual_seed(1)
+        sum((x * torch.randn_like(x)).sum() for x in maps).backward()  # type: ignore[union-attr]
+    for (key, ours), theirs in zip(plain.named_parameters(), recomputed.parameters(), strict=True):
+        if ours.grad is not None:
+            torch.testing.assert_close(theirs.grad, ours.grad, msg=key)

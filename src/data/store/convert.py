@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from src.data.classes import ClassMap
 from src.data.folder import FilePhoto, Pair
 from src.data.source import Window
-from src.data.store.disk import full_disk_explained
+from src.data.store.disk import full_disk_explained, is_full_disk
 from src.data.store.entry import SUFFIX, Entry, StoreError, pack_entry
 from src.data.store.jpegtran import add_restart_markers, find_jpegtran, with_orientation
 from src.data.store.manifest import FILE, Fingerprint, Manifest, Record
-from src.data.store.restart_jpeg import JpegError, UnsuitableJpeg
+from src.data.store.restart_jpeg import JpegError
 from src.errors import UserError
 from src.files import remove_leftovers, write_atomically
-from src.photos import PhotoError, photo_orientation, read_label, read_photo
+from src.photos import PhotoError, photo_orientation, read_label, read_photo, tidied
 
 JPEG_QUALITY = (
     95  # of photos that are no baseline or progressive JPEGs, such as PNGs; chroma at full resolution
@@ -84,7 +84,12 @@ def convert_split(
         except OSError as error:
             reason = error.strerror or str(error)
             raise PhotoError(f"{error.filename or pair.image}: it cannot be read ({reason})") from error
-        write_atomically(path, content)
+        try:
+            write_atomically(path, content)
+        except OSError as error:
+            if is_full_disk(error):
+                raise  # for all photos
+            raise PhotoError(f"{path}: it cannot be written ({error.strerror})") from error
         return record, True
 
     records: dict[str, Record] = {}
@@ -185,12 +190,13 @@ def _restart_jpeg(
 ) -> tuple[bytes, int, str]:
     """A JPEG with restart markers, the orientation of its pixels and how it was made."""
     if content.startswith(b"\xff\xd8"):
-        try:
-            orientation = photo_orientation(path)
-            jpeg = add_restart_markers(content, jpegtran)
-            return with_orientation(jpeg, orientation), orientation, LOSSLESS
-        except UnsuitableJpeg:
-            pass  # such as CMYK: encoded like any other photo
+        orientation = photo_orientation(path)
+        for source in dict.fromkeys((content, tidied(content))):
+            try:
+                jpeg = add_restart_markers(source, jpegtran)
+                return with_orientation(jpeg, orientation), orientation, LOSSLESS
+            except JpegError:
+                pass  # such as CMYK: encoded like any other photo, as its pixels could be read
     try:
         encoded = simplejpeg.encode_jpeg(
             pixels, quality=JPEG_QUALITY, colorspace="RGB", colorsubsampling="444"

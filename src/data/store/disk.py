@@ -10,13 +10,18 @@ from pathlib import Path
 from src.errors import UserError
 
 
+def is_full_disk(error: OSError) -> bool:
+    """Whether there is no room, or no more for this user."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextmanager
 def full_disk_explained(folder: Path) -> Iterator[None]:
     """Turn the system's error about a full disk into a ``UserError`` that names the folder and the cure."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full_disk(error):
             raise UserError(
                 f"{folder}: the disk is full. Everything finished so far is whole; free some space and run the same "
                 "command again: it continues."

@@ -57,11 +57,18 @@ def add_restart_markers(jpeg: bytes, jpegtran: str) -> bytes:
     Raises:
         UnsuitableJpeg: it has other than one or three components, or codes or samples them in a way that jpegtran
             cannot rewrite or TurboJPEG cannot decode.
+        UserError: jpegtran was ended by a signal.
     """
 
     def run(data: bytes, interval: int) -> bytes:
         command = [jpegtran, "-copy", "none", "-optimize", "-restart", f"{interval}B"]
-        result = subprocess.run(command, input=data, capture_output=True)
+        # in a group of its own: Ctrl-C reaches all processes of a terminal, and a photo in work is to be finished
+        result = subprocess.run(command, input=data, capture_output=True, process_group=0)
+        if result.returncode < 0:
+            raise UserError(
+                f"jpegtran was ended by signal {-result.returncode}, as when memory runs out: give the same command "
+                "again, with fewer workers"
+            )
         if result.returncode != 0:
             reason = result.stderr.decode(errors="replace").strip()
             raise UnsuitableJpeg(f"jpegtran refuses it: {reason}")

@@ -30,8 +30,11 @@ from rich.progress import track
 from src.data.folder import DatasetError
 from src.data.synthetic.scene import check_request, draw_scene
 from src.errors import UserError
+from src.machine import available_cores
 
-GENERATOR_VERSION = 1  # raise it whenever a scene would look different: cached scenes are then drawn again
+GENERATOR_VERSION = (
+    1  # raise it whenever a scene would look different: scenes that were drawn before are then refused
+)
 MANIFEST = "synthetic.json"
 
 _IMAGES, _LABELS = "images_pad", "annotations"
@@ -173,8 +176,7 @@ def _scene_seed(seed: int, split: str, index: int) -> int:
 
 
 def _draw(tasks: list[_Task], workers: int | None) -> None:
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers or available, len(tasks))
+    workers = min(workers or available_cores(), len(tasks))
     if workers <= 1:
         _progress(map(_draw_one, tasks), len(tasks))
         return

@@ -1,0 +1,49 @@
+"""What of this machine the process may use: cores and memory, within the limits of containers and cluster jobs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_MEMORY = Path("/proc/meminfo")
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # which macOS lacks
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_memory() -> int | None:
+    """Bytes that are free, or that the process's control groups allow in all where that is less; None if unknown."""
+    known = [value for value in (_meminfo("MemAvailable"), *_limits()) if value]
+    return min(known) if known else None
+
+
+def _limits() -> Iterator[int]:
+    """Limits of the process's own control groups and of those above, in bytes."""
+    places = {_CGROUPS / "memory.max", _CGROUPS / "memory" / "memory.limit_in_bytes"}
+    for line in _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.is_file() else ():
+        _, controllers, name = line.split(":", 2)
+        within = Path(name.lstrip("/"))
+        for group in (within, *within.parents):
+            if not controllers:
+                places.add(_CGROUPS / group / "memory.max")
+            elif "memory" in controllers.split(","):
+                places.add(_CGROUPS / "memory" / group / "memory.limit_in_bytes")
+    for place in places:
+        if place.is_file() and (text := place.read_text().strip()).isdigit():
+            yield int(text)
+
+
+def _meminfo(key: str) -> int:
+    """Bytes of an entry of /proc/meminfo; 0 where there is none (not Linux)."""
+    for line in _MEMORY.read_text().splitlines() if _MEMORY.is_file() else ():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    return 0
