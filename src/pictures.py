@@ -95,6 +95,9 @@ def boundary_rich_window(label: Picture, size: tuple[int, int]) -> Window:
     return Window(int(top), int(left), height, width)
 
 
+_TALLEST = 4  # height of a cell, as a multiple of its width
+
+
 def panel(
     image: Picture,
     label: Picture,
@@ -115,13 +118,15 @@ def panel(
         colours: (K, 3).
         names: K class names.
         title: a line above everything, for example the photo's name and scores.
-        cell_width: width of each of the four columns in pixels.
+        cell_width: width of each of the four columns in pixels; less for photos over four times as high as wide.
         zoom: what the lower row shows; left out, the most boundary-rich window of a cell's width, but at
             most a third of the photo's.
     """
     height, width = label.shape
     if image.shape[:2] != label.shape:
         image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    if height > _TALLEST * width:  # the sheet would be many times higher than wide
+        cell_width = max(1, round(_TALLEST * cell_width * width / height))
     cell = (max(1, round(cell_width * height / width)), cell_width)
     if zoom is None:
         share = min(cell_width / width, 1 / 3)
