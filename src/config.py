@@ -46,7 +46,9 @@ def quoted_paths(overrides: Sequence[str]) -> list[str]:
     Hydra reads letters of ASCII and few other characters, takes commas for a sweep and 2024 for a number.
     ``null``, and what has quotes of its own, stay as they are, and so do sweeps in a multirun.
     """
-    sweeps = bool({"-m", "--multirun"} & set(overrides))
+    sweeps = any(
+        word == "-m" or word.startswith("--multi") or word == "hydra.mode=MULTIRUN" for word in overrides
+    )
     return [_quoted(override, sweeps) for override in overrides]
 
 

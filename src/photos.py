@@ -237,29 +237,24 @@ def _decode_jpeg(path: Path, data: bytes, photo: Image.Image) -> NDArray[np.uint
 
 
 def tidied(jpeg: bytes) -> bytes:
-    """A JPEG without what decoders complain about although no pixel is lost, as some cameras write it.
+    """A JPEG with the scan parameters that the standard wants, which some cameras leave at 0.
 
-    Strange bytes between the parts of the header are left out; scan parameters, which mean nothing in sequential
-    JPEGs, are set to what the standard wants. A decoder tells its first complaint only, so behind one of these it
-    would not be heard of lost pixels.
+    They mean nothing in sequential JPEGs, so no pixel changes. But a decoder tells its first complaint only, and
+    behind this one it would not be heard of lost pixels. Other faults of the header are left alone: what they have
+    cost is not known.
     """
-    header, at, sequential = bytearray(jpeg[:2]), 2, False
+    at, sequential = 2, False
     try:
-        while True:
-            at = jpeg.index(b"\xff", at)
+        while jpeg[at] == 0xFF:
             marker, (length,) = jpeg[at + 1], struct.unpack_from(">H", jpeg, at + 2)
-            if marker < 0xC0 or marker == 0xFF:  # no marker, or a byte to fill up
-                at += 1
-                continue
-            segment, at = bytearray(jpeg[at : at + 2 + length]), at + 2 + length
             sequential |= marker in (0xC0, 0xC1)
-            if marker == 0xDA and sequential:
-                segment[-3:] = 0, 63, 0
-            header += segment
+            end = at + 2 + length
             if marker == 0xDA:
-                return bytes(header) + jpeg[at:]
-    except (ValueError, IndexError, struct.error):
-        return jpeg
+                return jpeg[: end - 3] + b"\x00\x3f\x00" + jpeg[end:] if sequential else jpeg
+            at = end
+    except (IndexError, struct.error):
+        pass
+    return jpeg
 
 
 def _decode_with_pillow(path: Path, photo: Image.Image) -> NDArray[np.uint8]:

@@ -55,7 +55,9 @@ class Job(NamedTuple):
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="predict")
 def main(config: DictConfig) -> None:
     """Predict as configured; exit code 1 when a photo failed."""
-    with explained(after_interrupt="the same command goes on behind the photos that are done"):
+    with explained(
+        after_interrupt="the same command, without overwrite, goes on behind the photos that are done"
+    ):
         failures = predict(to_plain(config))
     if failures:
         raise SystemExit(1)
@@ -91,7 +93,7 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
         remove_leftovers(place, time.time() - _LEFT_FOR)
 
     failures: dict[Path, str] = {}
-    todo = list(jobs)
+    todo, done = list(jobs), 0
     if not config["overwrite"]:
         todo = _unfinished(jobs, failures)
         _tell_kept(jobs, todo, failures, console)
@@ -108,10 +110,10 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
         predictor = _predictor(network, inference, enlarge_to, _PRECISIONS[precision])
         del network
         del checkpoint  # its tensors are copied, and would lie in memory beside the photos
-        failures |= _predict_all(todo, plan, predictor, console)
+        failed, done = _predict_all(todo, plan, predictor, console)
+        failures |= failed
     for photo, reason in failures.items():
         console.print(f"failed: {reason if str(photo) in reason else f'{photo}: {reason}'}")
-    done = sum(job.photo not in failures for job in todo)
     console.print(
         f"{done} photo{'s' * (done != 1)} predicted, {len(failures)} failed; results: {folder.resolve()}"
     )
@@ -120,8 +122,10 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
 
 def _predict_all(
     jobs: Sequence[Job], plan: OutputPlan, predictor: Predictor, console: Console
-) -> dict[Path, str]:
+) -> tuple[dict[Path, str], int]:
+    """The photos that failed, with the reason, and how many are done."""
     failures: dict[Path, str] = {}
+    done = 0
     sizes: dict[Path, tuple[int, int]] = {}
     for job in jobs:
         try:
@@ -147,6 +151,7 @@ def _predict_all(
 
             try:
                 _predict_one(job, plan, predictor, on_progress)
+                done += 1
             except (PhotoError, OSError) as error:
                 failures[job.photo] = str(error)
                 if isinstance(error, OSError) and error.errno in _NO_ROOM:
@@ -165,7 +170,7 @@ def _predict_all(
                     torch.cuda.empty_cache()
             completed += pixels[job.photo]
             progress.update(task, completed=completed)
-    return failures
+    return failures, done
 
 
 def _unfinished(jobs: Sequence[Job], failures: dict[Path, str]) -> list[Job]:

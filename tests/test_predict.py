@@ -186,7 +186,9 @@ def test_one_class_alone_has_its_score_as_share(tmp_path: Path) -> None:
     assert mask.tolist() == [[0, 64, 128, 255]]
 
 
-def test_a_full_disk_ends_the_work(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_work(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     begun = []
 
     def full(self: PngWriter, rows: Any) -> None:
@@ -196,6 +198,7 @@ def test_a_full_disk_ends_the_work(run: Any, monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(PngWriter, "write", full)
     (reason,) = run("outputs=[labels]").values()
     assert "2 further photos were not begun" in reason
+    assert "0 photos predicted, 1 failed" in capsys.readouterr().out
     assert len(begun) == 1
     assert files(tmp_path / "out") == []
 

@@ -185,7 +185,8 @@ def test_photos_with_losses_are_told(root: Path, tmp_path: Path, capsys: pytest.
     photo.unlink()
     odd = root / "images/train/p2.jpg"  # which decoders complain about, and jpegtran too
     content = bytearray(odd.read_bytes())
-    content[20:20] = b"\x01\x02"
+    scan = content.index(b"\xff\xda")
+    content[scan + int.from_bytes(content[scan + 2 : scan + 4], "big")] = 0
     odd.write_bytes(content)
     assert run(root, tmp_path / "store", "verify=all") == {}
     assert "train: 1 photos are no JPEGs as cameras write them" in capsys.readouterr().out

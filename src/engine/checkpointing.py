@@ -50,11 +50,13 @@ class LastCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._told_to_stop = False
-        if stage == "fit" and trainer.world_size > 1:
+        if trainer.world_size > 1:
             # Lightning's own broadcasts from within the handler, amid whatever the processes exchange just then
             connector: Any = trainer._signal_connector
             connector._sigterm_notifier_fn = partial(self._hear, trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._told_to_stop &= trainer.world_size > 1  # which a validation before training does not end
 
     def _hear(self, trainer: Trainer, signum: signal.Signals, _: FrameType) -> None:
         """Note that this process is to stop, and tell those that it started."""
