@@ -6,7 +6,7 @@
     python -m scripts.bench_inference growth                                 # 1 to 64 megapixels, table and plot
     python -m scripts.bench_inference split --sizes 4096x3072                # where the time goes, and its limit
     python -m scripts.bench_inference agreement --checkpoint FILE            # windows against whole photos
-    python -m scripts.bench_inference equality --sizes 1024x1024             # scores against the plain form's
+    python -m scripts.bench_inference equality --sizes 1024x1024 [--checkpoint FILE]   # against the plain form's
 
 From an 8-bit RGB array to the class of every pixel. The plain form is the network with torchvision's deformable
 convolution and the released order of operations: all maps whole, all mask logits multiplied out at 1/4 and 1/2 and
@@ -44,6 +44,7 @@ from scripts.bench_network import (
     table,
 )
 from scripts.bench_split import report_split
+from src.checkpoints import load
 from src.inference import Predictor, semantic_scores
 from src.models.deformable import deformable_backend
 
@@ -256,9 +257,9 @@ def plot(megapixels: list[float], seconds: list[float], gib: list[float]) -> Non
     print(f"plot: {PLOT}", file=sys.stderr)
 
 
-def equality(sizes: list[str]) -> None:
-    """Print how far scores lie from the plain form's."""
-    network = make_network()
+def equality(sizes: list[str], checkpoint: str | None) -> None:
+    """Print how far scores lie from the plain form's, of a trained network or of random weights."""
+    network: Any = make_network() if checkpoint is None else load(checkpoint)
     for size in sizes:
         photo = make_photo(*_size(size))
         image = torch.from_numpy(photo).permute(2, 0, 1)
@@ -268,7 +269,8 @@ def equality(sizes: list[str]) -> None:
         best = expected.topk(2, dim=0).values
         differ = (found.argmax(0) != expected.argmax(0)) & (best[0] - best[1] > TIES)
         print(
-            f"{size}: largest difference {(found - expected).abs().max():.1e}, {int(differ.sum())} other labels"
+            f"{size}: scores up to {expected.max():.2f}, largest difference {(found - expected).abs().max():.1e}, "
+            f"{int(differ.sum())} other labels"
         )
 
 
@@ -313,7 +315,7 @@ def main() -> None:
             parser.error("agreement needs --checkpoint: random weights have nothing to agree on")
         report_agreement(args.checkpoint, [_size(size) for size in args.sizes or ["4096x3072"]])
     elif args.task == "equality":
-        equality(sizes)
+        equality(sizes, args.checkpoint)
     else:
         memory_gb = MEMORY_GB if args.memory_gb is None and args.device == "cpu" else args.memory_gb
         work(args.sides[0], target, args.weights, memory_gb)

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -54,16 +55,15 @@ def quoted_paths(overrides: Sequence[str]) -> list[str]:
 
 def _quoted(override: str, sweeps: bool) -> str:
     key, equals, value = override.partition("=")
-    if not equals or not _PATHS.fullmatch(key) or not value or value[0] in "'\"":
+    if not equals or not _PATHS.fullmatch(key) or not value:
         return override
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException:
         pass
     else:
-        if parsed.value() is None or (
-            parsed.is_sweep_override() if sweeps else isinstance(parsed.value(), str)
-        ):
+        plain = isinstance(parsed.value(), str | QuotedString) and value == value.strip()
+        if plain or parsed.value() is None or (sweeps and parsed.is_sweep_override()):
             return override
     escaped = re.sub(r'(\\*)(["]|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), value)
     return f'{key}="{escaped}"'

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,7 +168,8 @@ def _predict_all(
                     failures[job.photo] = f"{type(error).__name__}: {error}"
                     log.warning("%s: an error that nobody expected", job.photo, exc_info=error)
                 if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                    with suppress(RuntimeError):  # of a device that is lost
+                        torch.cuda.empty_cache()
             completed += pixels[job.photo]
             progress.update(task, completed=completed)
     return failures, done

@@ -207,11 +207,11 @@ def _carry_over(network: nn.Module, checkpoint: Checkpoint, config: DictConfig) 
     if "new_classes" not in config.data:
         theirs, ours = list(checkpoint.classes), list(config.data.classes)
         log.info("weights start from %s", config.init_from)
-        if len(theirs) == len(ours) and sorted(theirs) != sorted(
-            ours
-        ):  # other names for the same, such as "lake"
+        pairs = list(zip(theirs, ours, strict=False))
+        if len(theirs) == len(ours) and all(a == b or (a not in ours and b not in theirs) for a, b in pairs):
+            # other names for the same, such as "lake"
             load_weights(network, checkpoint)
-            for before, name in zip(theirs, ours, strict=True):
+            for before, name in pairs:
                 if before != name:
                     log.warning("  class %s starts as what was %s there", name, before)
             return

@@ -11,6 +11,7 @@ from src.config import compose_config, quoted_paths
 @pytest.mark.parametrize(
     "path",
     [
+        *(" lead", "trail ", "'a", '"b'),
         *(
             "Fotos/Ähre.jpg",
             "写真",

@@ -741,6 +741,14 @@ def test_weights_of_other_classes(
     after = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     head = "transformer_decoder.class_head.weight"
     assert torch.equal(after[f"network.{head}"][:7], state[head][:7].flip(0))
+    assert "random" not in caplog.text
+    renamed = ["person", "background", *list(classes)[2:6], "lake"]  # by name, not by place
+    config["data"]["classes"] = {name: [1, 2, 3] for name in renamed}
+    write(tmp_path / "other.ckpt", config, state)
+    train(configure(f"init_from={tmp_path / 'other.ckpt'}", "recipe.optimiser.lr=0.0", steps=1))
+    after = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(after[f"network.{head}"][:2], state[head][:2].flip(0))
+    assert "start from random values: water" in caplog.text
     fewer = ["~data.classes.sky", "+data.classes.car=[1,2,3]", "+data.classes.bus=[1,2,4]"]
     train(configure(f"init_from={tmp_path / 'reversed.ckpt'}", *fewer, steps=1))
     assert "start from random values: car, bus" in caplog.text

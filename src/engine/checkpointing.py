@@ -12,6 +12,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from src.checkpoints.store import write_file
@@ -43,7 +44,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     The last one is also the one before SIGTERM ends the run, as clusters send it: where there are several processes,
     they ask each other behind every step, and all end with the one in which the first has heard of it. A step that
-    accumulates is finished first.
+    accumulates is finished first, and of several processes a validation that has begun, before which all was saved.
     """
 
     _told_to_stop = False
@@ -94,6 +95,8 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_validation_start(trainer, pl_module)
         if trainer.state.fn == "fit" and not trainer.fit_loop._should_accumulate():
             self._save_now(trainer, pl_module)
+            if self._told_to_stop and trainer.received_sigterm:
+                raise SIGTERMException  # on all processes, which would leave the validation at different photos
 
     def _save_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._should_skip_saving_checkpoint(trainer):  # as when this step is saved already

@@ -188,9 +188,9 @@ def _check_takes_any_size(name: str, probe: Any, multiple: int, places: Sequence
     found = [maps[place] for place in places]
     if found != [(height // stride, width // stride) for stride in STRIDES]:
         raise UserError(
-            f"{name} does not pad its convolutions: its maps of a photo of {width}x{height} pixels are "
-            f"{', '.join(f'{w}x{h}' for h, w in found)}, not a fourth, an eighth and so on. Choose another encoder "
-            "(ResNet, ConvNeXt, EfficientNet, Swin, ...)."
+            f"{name}: its maps of a photo of {width}x{height} pixels are {', '.join(f'{w}x{h}' for h, w in found)}, "
+            "not a fourth, an eighth and so on, as of convolutions without padding. Choose another encoder (ResNet, "
+            "ConvNeXt, EfficientNet, Swin, ...), or +model.backbone.pad_to=64 for one that works in larger patches."
         )
 
 

@@ -232,7 +232,7 @@ def test_padding_reaches_only_encoders_that_ask_for_it():
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("legacy_xception", "does not pad its convolutions"), ("resnet50.foo", "Invalid pretrained tag")],
+    [("legacy_xception", "convolutions without padding"), ("resnet50.foo", "Invalid pretrained tag")],
 )
 def test_encoders_that_cannot_serve_are_told(name, said):
     with pytest.raises(UserError, match=said):

@@ -6,6 +6,7 @@ MCU  minimum coded unit, see ``src.data.store.restart_jpeg``, which decodes what
 from __future__ import annotations
 
 import shutil
+import signal
 import struct
 import subprocess
 from contextlib import suppress
@@ -57,17 +58,16 @@ def add_restart_markers(jpeg: bytes, jpegtran: str) -> bytes:
     Raises:
         UnsuitableJpeg: it has other than one or three components, or codes or samples them in a way that jpegtran
             cannot rewrite or TurboJPEG cannot decode.
-        UserError: jpegtran was ended by a signal.
+        UserError: jpegtran was killed.
     """
 
     def run(data: bytes, interval: int) -> bytes:
         command = [jpegtran, "-copy", "none", "-optimize", "-restart", f"{interval}B"]
         # in a group of its own: Ctrl-C reaches all processes of a terminal, and a photo in work is to be finished
         result = subprocess.run(command, input=data, capture_output=True, process_group=0)
-        if result.returncode < 0:
+        if result.returncode == -signal.SIGKILL:
             raise UserError(
-                f"jpegtran was ended by signal {-result.returncode}, as when memory runs out: give the same command "
-                "again, with fewer workers"
+                "jpegtran was killed, as when memory runs out: give the same command again, with fewer workers"
             )
         if result.returncode != 0:
             reason = result.stderr.decode(errors="replace").strip()
