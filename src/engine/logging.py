@@ -31,6 +31,8 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     # a resumed run has a folder of its own, and looks for its best step there
     warnings.filterwarnings("ignore", message=".*The dirpath has changed from.*")
+    # scores are summed over processes before they are logged
+    warnings.filterwarnings("ignore", message=r".*sync_dist=True.*")
     # norms with frozen statistics, by recipe
     warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
 
