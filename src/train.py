@@ -44,6 +44,7 @@ from src.models.segmenter import count_parameters
 
 log = logging.getLogger(__name__)
 
+_LEAST = {"save_every": 0, "steps": -1}  # no checkpoint in between; no end but that of the epochs
 _PRECISIONS = ("32-true", "32", "bf16-mixed", "16-mixed")  # weights stay in float32
 
 
@@ -71,6 +72,7 @@ def train(config: DictConfig) -> float | None:
     """Train and validate; results lie in ``config.run_dir``."""
     quiet_lightning()
     plain = to_plain(config)
+    _check_counts(plain["recipe"])
     resume = None
     if config.resume:
         resume = str(Path(config.resume).expanduser())
@@ -152,6 +154,14 @@ def announce(config: DictConfig) -> None:
             "These are the embedded synthetic scenes. For the benchmark: "
             "data=mass13k data.root=<folder> recipe=paper; for your own photos: data=own data.root=<folder>."
         )
+
+
+def _check_counts(recipe: dict[str, Any]) -> None:
+    """Refuse words where whole numbers are meant, before they fail somewhere in the work."""
+    for key in ("steps", "batch_size", "crop_size", "val_every", "save_every", "num_points"):
+        value, least = recipe[key], _LEAST.get(key, 1)
+        if type(value) is not int or value < least:
+            raise UserError(f"recipe.{key}={value}: give a whole number, at least {least}")
 
 
 def _tell_crops(config: DictConfig, trainer: Trainer) -> None:
