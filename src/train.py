@@ -160,7 +160,7 @@ def _check_counts(recipe: dict[str, Any]) -> None:
     """Refuse words where whole numbers are meant, before they fail somewhere in the work."""
     for key in ("steps", "batch_size", "crop_size", "val_every", "save_every", "num_points"):
         value, least = recipe[key], _LEAST.get(key, 1)
-        if type(value) is not int or value < least:
+        if type(value) is not int or value < least or (key == "steps" and value == 0):
             raise UserError(f"recipe.{key}={value}: give a whole number, at least {least}")
 
 
