@@ -44,7 +44,6 @@ from src.models.segmenter import count_parameters
 
 log = logging.getLogger(__name__)
 
-_LEAST = {"save_every": 0, "steps": -1}  # no checkpoint in between; no end but that of the epochs
 _PRECISIONS = ("32-true", "32", "bf16-mixed", "16-mixed")  # weights stay in float32
 
 
@@ -159,8 +158,9 @@ def announce(config: DictConfig) -> None:
 def _check_counts(recipe: dict[str, Any]) -> None:
     """Refuse words where whole numbers are meant, before they fail somewhere in the work."""
     for key in ("steps", "batch_size", "crop_size", "val_every", "save_every", "num_points"):
-        value, least = recipe[key], _LEAST.get(key, 1)
-        if type(value) is not int or value < least or (key == "steps" and value == 0):
+        value, least = recipe[key], int(key != "save_every")  # 0: no checkpoint in between
+        endless = key == "steps" and value == -1  # up to trainer.max_epochs
+        if not endless and (type(value) is not int or value < least):
             raise UserError(f"recipe.{key}={value}: give a whole number, at least {least}")
 
 

@@ -779,7 +779,9 @@ def test_weights_of_half_precision_are_refused(configure: Callable[..., DictConf
         train(configure("trainer.precision=bf16-true", steps=1))
 
 
-@pytest.mark.parametrize("wrong", ["recipe.crop_size=many", "recipe.batch_size=0", "recipe.val_every=2.5"])
+@pytest.mark.parametrize(
+    "wrong", ["recipe.steps=0", "recipe.crop_size=many", "recipe.batch_size=0", "recipe.val_every=2.5"]
+)
 def test_words_for_numbers_are_told(configure: Callable[..., DictConfig], wrong: str) -> None:
     with pytest.raises(UserError, match=f"{wrong}: give a whole number, at least 1"):
         train(configure(wrong, steps=1))

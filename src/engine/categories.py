@@ -25,8 +25,6 @@ from src.structures import LabelledImage
 
 log = logging.getLogger(__name__)
 
-_OPTIONS = ("boundary_ratio", "ignore_boundaries")
-
 
 class CategoryReport(Callback):
     """Logs means of known and new classes, and reports at the end what was learned and what was forgotten.
@@ -50,8 +48,7 @@ class CategoryReport(Callback):
         metrics: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
-        options = {name: value for name, value in (metrics or {}).items() if name in _OPTIONS}
-        self.metrics = CategoryMetrics(tuple(classes), tuple(new_classes), others, **options)
+        self.metrics = CategoryMetrics(tuple(classes), tuple(new_classes), others, **(metrics or {}))
         self.before: CategoryScores | None = None
         self.after: CategoryScores | None = None
 
