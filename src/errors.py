@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _TERMINATED = 128 + 15  # what a shell reports of a program that SIGTERM ended
-_INTERRUPTED = 128 + 2  # and of one that Ctrl-C ended
+INTERRUPTED = 128 + 2  # and of one that Ctrl-C ended
 
 
 class UserError(ValueError):
@@ -40,7 +40,7 @@ def explained(go_on: bool = False, after_interrupt: str = "") -> Iterator[None]:
         if not after_interrupt:
             raise
         print(f"interrupted; {after_interrupt}", file=sys.stderr)
-        raise SystemExit(_INTERRUPTED) from None
+        raise SystemExit(INTERRUPTED) from None
     except SystemExit as stopped:
         if stopped.code is None:
             print("error: stopped before the end", file=sys.stderr)

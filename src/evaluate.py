@@ -20,6 +20,7 @@ from torch import Tensor
 from src.checkpoints.store import Checkpoint, load_network, read
 from src.config import CONFIG_DIR, build, run, to_plain
 from src.data.datamodule import SegmentationDataModule
+from src.data.folder import DatasetError
 from src.engine.callbacks import PerImageScores
 from src.engine.logging import quiet_lightning
 from src.engine.module import SegmentationModule
@@ -87,7 +88,14 @@ def evaluate(config: DictConfig) -> float:
     else:
         data = build({**data_config, "num_workers": config.num_workers})
     data.prepare_data()
-    data.setup("validate" if config.split == "val" else "test")
+    try:
+        data.setup("validate" if config.split == "val" else "test")
+    except DatasetError as error:
+        if changes is None or "root" in changes:
+            raise
+        raise UserError(
+            f"{error} The checkpoint was trained with this folder; +data.root=<folder> says where the data is now."
+        ) from error
     if plain["report"] is not None or config.predictions is not None:
         data.source(config.split)  # what cannot be opened is told before any work
     if other is not None:  # told now, not after hours of work

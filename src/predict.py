@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import hydra
 import torch
@@ -26,7 +25,8 @@ from src.config import CONFIG_DIR, run, to_plain
 from src.errors import UserError, explained
 from src.files import check_writable, given_path, remove_leftovers
 from src.inference.inputs import find_photos, names, others
-from src.inference.outputs import KINDS, OutputPlan, PhotoFiles, made_of
+from src.inference.jobs import Job, fingerprint, kept_lines, unfinished
+from src.inference.outputs import KINDS, Origin, OutputPlan, PhotoFiles
 from src.inference.predictor import Predictor
 from src.inference.tiled import Tiling
 from src.photos import PhotoError, colour_profile, photo_size
@@ -43,14 +43,6 @@ _MAKE_ROOM = (
 )
 _LEFT_FOR = 24 * 3600  # seconds; a file that is not finished and has not changed for so long is nobody's
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class Job(NamedTuple):
-    """A photo, the name of its files below the output, and the files themselves."""
-
-    photo: Path
-    name: str
-    files: dict[str, Path]
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="predict")
@@ -84,7 +76,7 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     if source.is_dir() and (left_out := others(source)):
         console.print(left_out)
     checkpoint = read(Path(config["checkpoint"]).expanduser())
-    plan = _plan(config, checkpoint)
+    plan, network_id = _plan(config, checkpoint), checkpoint.fingerprint
     jobs = [
         Job(photo, name, plan.files(folder, name))
         for photo, name in zip(photos, names(source, photos), strict=True)
@@ -96,8 +88,9 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     failures: dict[Path, str] = {}
     todo, done = list(jobs), 0
     if not config["overwrite"]:
-        todo = _unfinished(jobs, failures)
-        _tell_kept(jobs, todo, failures, console)
+        todo = unfinished(jobs, failures)
+        for line in kept_lines([job for job in jobs if job.photo not in failures], todo, network_id):
+            console.print(line)
     if todo:
         inference = config["inference"]
         enlarge_to = inference["enlarge_to"]
@@ -111,7 +104,7 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
         predictor = _predictor(network, inference, enlarge_to, _PRECISIONS[precision])
         del network
         del checkpoint  # its tensors are copied, and would lie in memory beside the photos
-        failed, done = _predict_all(todo, plan, predictor, console)
+        failed, done = _predict_all(todo, plan, predictor, network_id, console)
         failures |= failed
     for photo, reason in failures.items():
         console.print(f"failed: {reason if str(photo) in reason else f'{photo}: {reason}'}")
@@ -122,7 +115,7 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
 
 
 def _predict_all(
-    jobs: Sequence[Job], plan: OutputPlan, predictor: Predictor, console: Console
+    jobs: Sequence[Job], plan: OutputPlan, predictor: Predictor, network_id: str, console: Console
 ) -> tuple[dict[Path, str], int]:
     """The photos that failed, with the reason, and how many are done."""
     failures: dict[Path, str] = {}
@@ -151,7 +144,7 @@ def _predict_all(
                 progress.update(task, completed=before + share * size)
 
             try:
-                _predict_one(job, plan, predictor, on_progress)
+                _predict_one(job, plan, predictor, network_id, on_progress)
                 done += 1
             except (PhotoError, OSError) as error:
                 failures[job.photo] = str(error)
@@ -175,56 +168,6 @@ def _predict_all(
     return failures, done
 
 
-def _unfinished(jobs: Sequence[Job], failures: dict[Path, str]) -> list[Job]:
-    """Jobs with those of their files that are not there: what exists may be someone's own.
-
-    Photos whose files were made of other photos of that name are added to the failures.
-    """
-    todo = []
-    for job in jobs:
-        there = {place: path for place, path in job.files.items() if _has_content(path)}
-        try:
-            source, size = (_fingerprint(job.photo), photo_size(job.photo)) if there else ("", (0, 0))
-        except (PhotoError, OSError):  # told when its turn comes
-            todo.append(job)
-            continue
-        if others := [path for path in there.values() if not made_of(path, source, size)]:
-            failures[job.photo] = (
-                f"{others[0]} was made of another photo of this name, or of another version of it: choose another "
-                "output, or overwrite=true to replace it"
-            )
-        elif missing := {place: path for place, path in job.files.items() if place not in there}:
-            todo.append(job._replace(files=missing))
-    return todo
-
-
-def _has_content(path: Path) -> bool:
-    """Whether a file is there; an empty one is what a power cut left of one."""
-    return os.path.exists(path) and os.path.getsize(path) > 0
-
-
-def _tell_kept(
-    jobs: Sequence[Job], todo: Sequence[Job], failures: Mapping[Path, str], console: Console
-) -> None:
-    """What is not made again."""
-    if done := len(jobs) - len(todo) - len(failures):
-        console.print(
-            f"{done} of {len(jobs)} photos are done already: their files are there, with the options of an earlier "
-            "run (overwrite=true makes them anew)"
-        )
-    wanted = {job.photo: len(job.files) for job in jobs}
-    if kept := sum(wanted[job.photo] - len(job.files) for job in todo):
-        console.print(
-            f"{kept} of the files asked for are there and stay as they are, with the options of an earlier run "
-            "(overwrite=true makes them anew)"
-        )
-
-
-def _fingerprint(photo: Path) -> str:
-    """What tells a photo from others of its name, which cameras give again and again."""
-    return f"{photo.stat().st_size} bytes"
-
-
 def _is_out_of_memory(error: BaseException) -> bool:
     # the CPU's allocator raises a plain RuntimeError, OpenCV an error of its own
     words = ("can't allocate memory", "Insufficient memory")
@@ -234,11 +177,11 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _predict_one(
-    job: Job, plan: OutputPlan, predictor: Predictor, on_progress: Callable[[float], None]
+    job: Job, plan: OutputPlan, predictor: Predictor, network_id: str, on_progress: Callable[[float], None]
 ) -> None:
     photo = predictor.open(job.photo)
-    profile, source = colour_profile(job.photo), _fingerprint(job.photo)
-    with PhotoFiles(plan, job.files, photo.size, profile, source) as files:
+    profile, origin = colour_profile(job.photo), Origin(fingerprint(job.photo), network_id)
+    with PhotoFiles(plan, job.files, photo.size, profile, origin) as files:
         for band in predictor.bands(photo):
             below = band.top + band.scores.shape[1]
             files.write(band, photo.rows(band.top, below))

@@ -31,19 +31,20 @@ from src.checkpoints.store import Checkpoint, load_weights, read
 from src.config import CONFIG_DIR, build, run, sweep_jobs, to_plain
 from src.data.datamodule import SegmentationDataModule
 from src.engine.callbacks import LeanSteps, SynchronisedNorms
-from src.engine.checkpointing import RunTimer, WholeCheckpoints
+from src.engine.checkpointing import RunTimer, WholeCheckpoints, last_checkpoint
 from src.engine.logging import quiet_lightning
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
 from src.engine.report import means_line, print_results
 from src.engine.resuming import check_resumable
-from src.engine.sweep import SweepRun, print_sweep
+from src.engine.sweep import SweepRun, mean_scores, print_sweep
 from src.errors import UserError, explained
 from src.models.recomputation import checkpoint_network
 from src.models.segmenter import count_parameters
 
 log = logging.getLogger(__name__)
 
+_AUTO = "auto"  # as resume: from the run's own folder
 _PRECISIONS = ("32-true", "32", "bf16-mixed", "16-mixed")  # weights stay in float32
 
 
@@ -72,10 +73,14 @@ def train(config: DictConfig) -> float | None:
     quiet_lightning()
     plain = to_plain(config)
     _check_counts(plain["recipe"])
-    resume = None
-    if config.resume:
-        resume = str(Path(config.resume).expanduser())
-        check_resumable(resume, plain)
+    folder, resume = Path(config.run_dir), _resumed(config)
+    if resume:
+        steps = check_resumable(resume, plain)
+        table = folder / "scores.json"
+        if config.resume == _AUTO and steps == config.recipe.steps and table.is_file():
+            log.info("all %d steps are done, and %s has the scores", steps, table)
+            return 100 * mean_scores(table)[1]
+        log.info("going on behind step %d of %s", steps, resume)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
@@ -83,7 +88,7 @@ def train(config: DictConfig) -> float | None:
     data.prepare_data()
     data.setup("fit")  # faults of the data are told before a network is built and a run recorded
     module = SegmentationModule(
-        network=_network(config),
+        network=_network(config, fresh=resume is None),
         criterion=build(config.loss),
         optimisation=Optimisation(**plain["recipe"]["optimiser"]),
         class_names=list(config.data.classes),
@@ -91,17 +96,16 @@ def train(config: DictConfig) -> float | None:
         seed=config.seed,
         config=plain,
     )
-    _keep_metrics(Path(config.run_dir))
+    _keep_metrics(folder)
     trainer = _trainer(config, plain)
     data.check_epoch(trainer.world_size, trainer.accumulate_grad_batches)
     _tell_crops(config, trainer)
     try:
         if trainer.is_global_zero:
-            folder = Path(config.run_dir)
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(OmegaConf.create(plain), folder / "config.yaml")
         untrained = None
-        if config.recipe.validate_first and not config.resume:
+        if config.recipe.validate_first and not resume:
             trainer.validate(module, data, verbose=False)
             untrained = module.latest_scores
             if untrained is not None:
@@ -113,11 +117,11 @@ def train(config: DictConfig) -> float | None:
                 "ended behind step %d of %d; with resume=%s added to its overrides the run goes on from there",
                 trainer.global_step,
                 trainer.max_steps,
-                Path(config.run_dir) / "checkpoints" / "last.ckpt",
+                last_checkpoint(folder),
             )
         if trainer.is_global_zero:
             scores = None if module.latest_scores is untrained else module.latest_scores
-            print_results(Path(config.run_dir), module.class_names, scores, untrained)
+            print_results(folder, module.class_names, scores, untrained)
         score = trainer.callback_metrics.get("val/mBIoU")
         return None if score is None else float(score)
     finally:
@@ -137,12 +141,13 @@ def announce(config: DictConfig) -> None:
     """Say first which data and recipe are used, and how to choose others."""
     choices = HydraConfig.get().runtime.choices
     log.info(
-        "%s: model/size=%s (%s), data=%s (%s), recipe=%s (%s steps of %s crops per device, %s px)",
+        "%s: model/size=%s (%s), data=%s (%s%s), recipe=%s (%s steps of %s crops per device, %s px)",
         config.name,
         choices.get("model/size"),
         config.model.backbone.name,
         choices["data"],
         config.data.get("root"),
+        f" from the store {config.data.store}" if config.data.get("store") else "",
         choices["recipe"],
         config.recipe.steps,
         config.recipe.batch_size,
@@ -181,14 +186,25 @@ def _tell_crops(config: DictConfig, trainer: Trainer) -> None:
         )
 
 
-def _network(config: DictConfig) -> nn.Module:
+def _resumed(config: DictConfig) -> str | None:
+    """The checkpoint to go on from, if there is one."""
+    if config.resume != _AUTO:
+        return str(Path(config.resume).expanduser()) if config.resume else None
+    last = last_checkpoint(Path(config.run_dir))
+    if last.is_file():
+        return str(last)
+    log.info("resume=auto: there is no %s yet, so training begins", last)
+    return None
+
+
+def _network(config: DictConfig, *, fresh: bool) -> nn.Module:
     described = to_plain(config.model)["network"]
-    if config.init_from or config.resume:
+    if config.init_from or not fresh:
         described["backbone"]["weights"] = (
             "none"  # a checkpoint brings them; nothing is fetched to be replaced
         )
     network: nn.Module = build(described)
-    if config.init_from:
+    if config.init_from and fresh:
         _start_from(network, config)
     if config.activation_checkpointing:
         checkpoint_network(network)

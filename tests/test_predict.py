@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import time
@@ -164,6 +165,23 @@ def test_finished_files_are_skipped(run: Any, tmp_path: Path, capsys: pytest.Cap
     assert set(changed) == {"b.png"}
     run("overwrite=true")
     assert all(path.stat().st_mtime_ns != at for path, at in before.items())
+
+
+def test_results_of_another_network_are_told(
+    run: Any, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run()
+    run()
+    assert "another network" not in capsys.readouterr().out
+    content = torch.load(checkpoint, weights_only=True)
+    name = next(name for name in content["state_dict"] if name.endswith("class_head.bias"))
+    content["state_dict"][name][0] += 1
+    torch.save(content, tmp_path / "other.ckpt")
+    run(f"checkpoint={tmp_path / 'other.ckpt'}", "outputs=[labels,masks]")
+    assert "3 of these files were made by another network" in capsys.readouterr().out
+    run("overwrite=true", f"checkpoint={tmp_path / 'other.ckpt'}")
+    run(f"checkpoint={tmp_path / 'other.ckpt'}")
+    assert "another network" not in capsys.readouterr().out
 
 
 def test_files_that_stay_beside_new_ones_are_told(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -369,6 +387,13 @@ def test_names_are_safe_and_distinct(tmp_path: Path) -> None:
     assert len(set(found)) == len(photos)
     save_photo(source / "a.jpg.png", 64, 64)  # without its suffix it would be called as a.jpg is
     assert names(source, find_photos(source))[:3] == ["a.jpg", "a.jpg.png", "a.png"]
+
+
+def test_folders_of_classes_keep_letters_of_any_alphabet() -> None:
+    classes = {"Bäume": [0, 1, 2], "Ba\u0308ume/../x": [0, 1, 3], "草" * 90: [0, 1, 4]}
+    plan = OutputPlan(("masks", "cutouts"), classes, tuple(classes))
+    assert plan.mask_places == ["masks/0_Bäume", "masks/1_Bäume_x", f"masks/2_{'草' * 60}"]
+    assert re.fullmatch(r"cutouts/3_classes_[0-9a-f]{8}", plan.cutout_place)
 
 
 def test_photos_of_the_same_stem_keep_their_suffix(run: Any, photos: Path, tmp_path: Path) -> None:

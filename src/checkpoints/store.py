@@ -14,6 +14,7 @@ import functools
 import importlib
 import pickle
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -64,6 +65,15 @@ class Checkpoint(NamedTuple):
         if not isinstance(classes, dict) or not classes:
             raise CheckpointError(f"{self.path}: its configuration does not name the classes (data.classes)")
         return classes
+
+    @property
+    def fingerprint(self) -> str:
+        """A few characters that tell these weights from others."""
+        checksum = 0
+        for name in sorted(self.state):
+            values = self.state[name].detach().cpu().contiguous().flatten()
+            checksum = zlib.crc32(values.view(torch.uint8).numpy().data, zlib.crc32(name.encode(), checksum))
+        return f"{checksum:08x}"
 
     @property
     def enlarge_to(self) -> tuple[int, int] | None:
@@ -143,8 +153,8 @@ def read(path: str | Path) -> Checkpoint:
     return _described(read_file(path), path)
 
 
-def read_training(path: str | Path) -> Checkpoint:
-    """Read a checkpoint from which training can go on.
+def read_training(path: str | Path) -> tuple[Checkpoint, int]:
+    """Read a checkpoint from which training can go on, and how many steps it has behind it.
 
     Raises:
         CheckpointError: as ``read``, or it holds weights alone.
@@ -156,7 +166,7 @@ def read_training(path: str | Path) -> Checkpoint:
             f"{path} holds weights alone, and no state of an optimiser to go on from: start a new run from them with "
             "init_from instead of resume."
         )
-    return checkpoint
+    return checkpoint, int(content.get("global_step", 0))
 
 
 def _described(content: Mapping[str, Any], path: str | Path) -> Checkpoint:

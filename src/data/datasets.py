@@ -200,9 +200,10 @@ def single(items: Sequence[LabelledImage]) -> LabelledImage:
 def quiet_worker(_: int) -> None:
     """Keep a worker to one thread, as the loader already runs one worker per core, and to its memory.
 
-    It also stays when SIGTERM reaches all processes of a run, as from ``timeout`` and some clusters: training still
-    has a step to finish and to save, and ends its workers itself.
+    It also stays when a signal reaches all processes of a run, as Ctrl-C does, and SIGTERM from ``timeout`` and some
+    clusters: training still has a step to finish and to save, and ends its workers itself.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import signal
+import threading
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,9 +18,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from src.checkpoints.store import write_file
+from src.errors import INTERRUPTED
 from src.structures import CropBatch
 
 log = logging.getLogger(__name__)
+
+
+def last_checkpoint(run_folder: Path) -> Path:
+    """Where a run keeps the checkpoint to go on from."""
+    return run_folder / "checkpoints" / "last.ckpt"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -42,12 +50,14 @@ class RunTimer(Timer):
 class LastCheckpoint(ModelCheckpoint):
     """Keeps one checkpoint to resume from: of every ``every_n_train_steps``-th step, and of the last one.
 
-    The last one is also the one before SIGTERM ends the run, as clusters send it: where there are several processes,
-    they ask each other behind every step, and all end with the one in which the first has heard of it. A step that
-    accumulates is finished first, and of several processes a validation that has begun, before which all was saved.
+    The last one is also the one before SIGTERM ends the run, as clusters send it, or Ctrl-C: where there are several
+    processes, they ask each other behind every step, and all end with the one in which the first has heard of it. A
+    step that accumulates is finished first, and of several processes a validation that has begun, before which all
+    was saved. A second Ctrl-C ends the run at once.
     """
 
     _told_to_stop = False
+    _interrupted = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -65,8 +75,23 @@ class LastCheckpoint(ModelCheckpoint):
             trainer.strategy.launcher.kill(signum)
         self._told_to_stop = True
 
+    def _hear_interrupt(self, trainer: Trainer, *_: object) -> None:
+        """Note Ctrl-C, which a terminal sends to all processes of a run."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._told_to_stop = self._interrupted = True
+        if trainer.world_size == 1:
+            trainer._signal_connector.received_sigterm = True  # ends a validation too
+        if trainer.is_global_zero:
+            log.warning("stopping behind this step; Ctrl-C again ends at once")
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        self._interrupted = False
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler and (
+            threading.current_thread() is threading.main_thread()
+        ):
+            # Lightning puts back what was there when training ends
+            signal.signal(signal.SIGINT, partial(self._hear_interrupt, trainer))
         # after a resume Lightning would save this step again behind its next batch, inside a step that accumulates
         self._last_global_step_saved = trainer.global_step
 
@@ -106,6 +131,8 @@ class LastCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say how the run can go on."""
         super().on_exception(trainer, pl_module, exception)
+        if self._interrupted and isinstance(exception, SIGTERMException):
+            exception.code = INTERRUPTED
         # lost weights come again in an exact resume; that error gives advice of its own
         if (
             trainer.state.fn != "fit"

@@ -46,26 +46,31 @@ _NOT_FELT = (
 )
 
 
-def check_resumable(path: str, config: Mapping[str, Any]) -> None:
+def check_resumable(path: str, config: Mapping[str, Any]) -> int:
     """Refuse a checkpoint that would not be continued as configured, before anything is loaded; tell what changed.
 
     Args:
         path: of a checkpoint that training wrote. config: of the run that is to go on, plain values.
 
+    Returns:
+        how many steps the checkpoint has behind it.
+
     Raises:
         UserError: it has weights alone, or another network, other classes or other optimiser settings.
     """
-    checkpoint = read_training(path)
+    checkpoint, steps = read_training(path)
+    theirs, ours = list(checkpoint.classes), list(config["data"]["classes"])
+    if theirs != ours:
+        raise UserError(
+            f"{path} was trained for the classes {', '.join(theirs)}, the data has {', '.join(ours)}. "
+            "Resume with the same data, or start a new run from its weights with init_from, which carries over the "
+            "classes of the same name."
+        )
     if checkpoint.config["model"]["network"] != config["model"]["network"]:
         raise UserError(
             f"{path} belongs to another network than the one configured. Give the same experiment, model and data "
             "options as the interrupted run (they are in the config.yaml of its folder), or start a new run from its "
             "weights with init_from instead of resume."
-        )
-    theirs, ours = list(checkpoint.classes), list(config["data"]["classes"])
-    if theirs != ours:
-        raise UserError(
-            f"{path} was trained for the classes {', '.join(theirs)}, the data has {', '.join(ours)}"
         )
     before = checkpoint.config.get("recipe", {}).get("optimiser", {})
     now = config["recipe"]["optimiser"]
@@ -89,6 +94,7 @@ def check_resumable(path: str, config: Mapping[str, Any]) -> None:
             log.warning(
                 "%s was %s and is %s now: the run goes on, but not as it would have", key, then, value
             )
+    return steps
 
 
 def _changes(key: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:

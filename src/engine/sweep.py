@@ -33,7 +33,7 @@ def print_sweep(folder: Path, runs: Sequence[SweepRun]) -> None:
     rows = []
     for run in sorted(runs):
         own = [override for override in run.overrides if override not in shared]
-        rows.append((f"{run.number}: {' '.join(own)}".rstrip(": "), _means(run.folder / "scores.json")))
+        rows.append((f"{run.number}: {' '.join(own)}".rstrip(": "), mean_scores(run.folder / "scores.json")))
     table = ScoreTable("run", tuple(f"m{column}" for column in _COLUMNS), tuple(rows))
     write_csv(folder / "sweep.csv", table)
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -41,7 +41,7 @@ def print_sweep(folder: Path, runs: Sequence[SweepRun]) -> None:
     console.print(f"table           {folder / 'sweep.csv'}")
 
 
-def _means(path: Path) -> tuple[float, ...]:
-    """Of the classes; nan where there is no score."""
+def mean_scores(path: Path) -> tuple[float, ...]:
+    """IoU, BIoU and BF1 of a run, 0..1, means over the classes; nan where there is no score."""
     mean = json.loads(path.read_text()).get("class", {}).get("mean", {}) if path.is_file() else {}
     return tuple(math.nan if mean.get(column) is None else mean[column] for column in _COLUMNS)

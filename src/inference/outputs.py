@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -27,10 +28,26 @@ from src.pictures import overlay
 from src.structures import IGNORE
 
 KINDS = ("labels", "overlays", "masks", "cutouts", "edges")
-_LONGEST_FOLDER = 100  # characters
-_SOURCE = "Source photo"  # keyword of the text in a result that tells what it was made of
+_LONGEST_NAME = 60  # characters
+_LONGEST_FOLDER = 100  # bytes
+# keywords of the text in a result that tells what it was made of
+_PHOTO, _NETWORK = "Source photo", "Network"
 _CUTOUT_SHARPNESS = 3
 _SMALLEST_SUM = 1e-6  # below this no class has a share of the pixel
+
+
+class Origin(NamedTuple):
+    """What a result was made of, a few words each that tell it from others; empty where that is not known.
+
+    Attributes:
+        photo: the photo's file. network: the weights.
+    """
+
+    photo: str = ""
+    network: str = ""
+
+
+_UNKNOWN = Origin()
 
 
 class OutputPlan(NamedTuple):
@@ -66,16 +83,14 @@ class OutputPlan(NamedTuple):
     def cutout_place(self) -> str:
         """Folder of the cut-outs of the chosen classes, ``cutouts/1_person+5_sky``: others lie beside it."""
         folder = "+".join(self._class_folders)
-        if len(folder) > _LONGEST_FOLDER:
+        if len(folder.encode()) > _LONGEST_FOLDER:
             folder = f"{len(self.chosen)}_classes_{zlib.crc32(folder.encode()):08x}"
         return f"cutouts/{folder}"
 
     @property
     def _class_folders(self) -> list[str]:
-        return [
-            f"{number}_{re.sub(r'[^A-Za-z0-9-]+', '_', name)}"
-            for number, name in zip(self.chosen_ids, self.chosen, strict=True)
-        ]
+        safe = [re.sub(r"[^\w-]+", "_", normalize("NFC", name))[:_LONGEST_NAME] for name in self.chosen]
+        return [f"{number}_{name}" for number, name in zip(self.chosen_ids, safe, strict=True)]
 
     @property
     def chosen_ids(self) -> list[int]:
@@ -90,7 +105,7 @@ class PhotoFiles:
     Args:
         plan: what to write. files: from ``plan.files``. size: height and width of the photo, pixels.
         profile: ICC profile of the photo's colours, which overlays and cut-outs keep; None where it has none.
-        source: a few words that tell the photo from others, see ``made_of``.
+        origin: of the results, which they carry.
     """
 
     def __init__(
@@ -99,10 +114,10 @@ class PhotoFiles:
         files: Mapping[str, Path],
         size: tuple[int, int],
         profile: bytes | None = None,
-        source: str = "",
+        origin: Origin = _UNKNOWN,
     ) -> None:
         self._plan, self._files, self._size, self._profile = plan, files, size, profile
-        self._text = {_SOURCE: source}
+        self._text = {_PHOTO: origin.photo, _NETWORK: origin.network}
         self._colours = np.array([list(colour) for colour in plan.classes.values()], np.uint8)
         self._chosen = plan.chosen_ids
         self._writers: dict[str, PngWriter] = {}
@@ -173,19 +188,14 @@ class PhotoFiles:
         return powers[self._chosen] / powers.sum(0).clamp_(min=_SMALLEST_SUM**sharpness)
 
 
-def made_of(path: Path, source: str, size: tuple[int, int]) -> bool:
-    """Whether a file may be a result of a photo, as ``PhotoFiles`` wrote it.
-
-    Args:
-        path: of the file. source, size: of the photo, as ``PhotoFiles`` takes them. A PNG that does not name its
-            source, such as one that was edited since, has to have the photo's size; what is no PNG may be anything.
-    """
+def read_origin(path: Path) -> tuple[Origin, tuple[int, int]] | None:
+    """What a file says that it was made of, and its height and width in pixels; None where it is no PNG."""
     try:
         with Image.open(path, formats=("PNG",)) as picture:
-            named = picture.info.get(_SOURCE)
-            return named == source if named else picture.size == size[::-1]
+            photo, network = (str(picture.info.get(keyword, "")) for keyword in (_PHOTO, _NETWORK))
+            return Origin(photo, network), (picture.height, picture.width)
     except (*DAMAGED, Image.DecompressionBombError):
-        return True
+        return None
 
 
 def _quantise(values: Tensor, bits: int) -> NDArray[Any]:
