@@ -298,7 +298,7 @@ def main() -> None:
         "--memory-gb", type=float, help="budget of this project's side, by default 4 on a CPU"
     )
     parser.add_argument("--weights", help=argparse.SUPPRESS)
-    parser.add_argument("--checkpoint", help="trained weights for the agreement")
+    parser.add_argument("--checkpoint", help="trained weights for agreement and equality")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     target = Target(args.device, args.precision)

@@ -13,6 +13,7 @@ import argparse
 import colorsys
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from src.checkpoints.formats import FORMATS, Format
 from src.checkpoints.names import NameTableError, check_fits
 from src.config import CONFIG_DIR, compose_config, to_plain
 from src.errors import UserError, explained
-from src.files import write_atomically
+from src.files import check_writable, write_atomically
 
 CLASS_HEAD = "transformer_decoder.class_head.weight"
 NUM_MASS13K_CLASSES = 7
@@ -36,11 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; faults of files end it with their message."""
     options = _parse(arguments)
     with explained():
+        if options.target.is_dir():
+            raise UserError(f"{options.target} is a folder; give the file to write")
         if options.target.exists() and not options.force:
             raise UserError(f"{options.target} exists already; give --force to replace it")
+        check_writable(options.target.parent, "OUT's folder")
         if options.source_format:
             form = FORMATS[options.source_format]
-            count = import_checkpoint(options.source, options.target, form, options.classes)
+            try:
+                count = import_checkpoint(options.source, options.target, form, options.classes)
+            except NameTableError as error:
+                raise UserError(
+                    f"{options.source} does not hold what was expected, a network of {form.description}: {error}. "
+                    f"{_other_format(options.source, form)}"
+                ) from error
         else:
             count = export_checkpoint(options.source, options.target, FORMATS[options.target_format])
     print(f"{options.target}: {count} tensors")
@@ -64,6 +74,19 @@ def import_checkpoint(source: Path, target: Path, form: Format, classes: str | N
     check_fits(state, store.build_network(config).state_dict(), str(source))
     store.write(target, config, state)
     return len(state)
+
+
+def _other_format(source: Path, form: Format) -> str:
+    """What a file may be that does not fit the format it was taken for."""
+    state = store.read_tensors(source)
+    if any(name.startswith(store.PREFIX) for name in state):
+        return "It looks like a checkpoint of this project, which needs no conversion."
+    for name, other in FORMATS.items():
+        if other is not form:
+            with suppress(NameTableError):
+                other.to_ours(state)
+                return f"Its tensors have the names of another format: --from {name}"
+    return "Its tensors have the names of no format known here (--help lists them)."
 
 
 def export_checkpoint(source: Path, target: Path, form: Format) -> int:
@@ -140,7 +163,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="names and colours, a file in conf/data/classes (default: mass13k for 7 classes, else numbered)",
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.classes and options.target_format:
+        parser.error(
+            "--classes goes with --from: the names and colours of a checkpoint of this project are its own"
+        )
+    return options
 
 
 if __name__ == "__main__":

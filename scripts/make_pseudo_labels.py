@@ -28,9 +28,10 @@ from rich.progress import track
 
 from src.checkpoints.store import load_network, read
 from src.errors import UserError, explained
-from src.files import write_atomically
+from src.files import check_writable, write_atomically
 from src.inference import Predictor
 from src.inference.external_models import ACTIVATIONS, Preprocessing, load_onnx, load_torchscript
+from src.inference.outputs import class_shares
 from src.photos import PHOTO_SUFFIXES, PhotoError, read_photo
 
 Scorer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # (H, W, 3) photo -> (M, H, W) scores in 0..1
@@ -38,7 +39,7 @@ _TORCHSCRIPT = (".pt", ".pth", ".torchscript", ".jit")
 
 
 def checkpoint_scorer(path: Path, names: Sequence[str]) -> Scorer:
-    """Scores of classes, given by name, of a checkpoint of this project: their share of the scores of all classes."""
+    """Shares of classes, given by name, in the scores of a checkpoint of this project, see ``class_shares``."""
     checkpoint = read(path)
     classes = list(checkpoint.classes)
     if unknown := [name for name in names if name not in classes]:
@@ -50,7 +51,7 @@ def checkpoint_scorer(path: Path, names: Sequence[str]) -> Scorer:
     def score(photo: NDArray[np.uint8]) -> NDArray[np.float32]:
         shares = np.empty((len(chosen), *photo.shape[:2]), np.float32)
         for band in predictor.bands(predictor.open(photo)):
-            share = band.scores[chosen] / band.scores.sum(0).clamp(min=1e-6)
+            share = class_shares(band.scores, chosen)
             shares[:, band.top : band.top + share.shape[1]] = share.cpu().numpy()
         return shares
 
@@ -84,9 +85,9 @@ def scorer(options: argparse.Namespace, wanted: dict[str, str]) -> Scorer:
 
 def make(
     score: Scorer, photos: Sequence[Path], output: Path, names: Sequence[str], hard: float | None
-) -> dict[Path, str]:
-    """Write the maps of all photos; returns those that failed, with the reason."""
-    failures = {}
+) -> tuple[int, dict[Path, str]]:
+    """Write the maps that are not there; returns how many photos got one, and those that failed, with the reason."""
+    labelled, failures = 0, {}
     for path in track(photos, "labelling", transient=True):
         files = [output / name / f"{path.stem}.png" for name in names]
         if all(file.exists() for file in files):
@@ -96,10 +97,13 @@ def make(
         except (PhotoError, OSError) as error:
             failures[path] = str(error)
             continue
+        labelled += 1
         for file, scores in zip(files, found, strict=True):
+            if file.exists():  # perhaps corrected by hand since
+                continue
             values = np.rint(255 * (scores if hard is None else scores > hard)).astype(np.uint8)
             write_atomically(file, cv2.imencode(".png", values)[1].tobytes())
-    return failures
+    return labelled, failures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,11 +146,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(
                 f"{options.photos}: no photo in this folder ({', '.join(sorted(PHOTO_SUFFIXES))})"
             )
-        failures = make(scorer(options, wanted), photos, options.output, list(wanted), options.hard)
+        if options.hard is not None and not 0 <= options.hard < 1:
+            raise UserError(f"--hard {options.hard}: give a threshold from 0 to below 1")
+        score = scorer(options, wanted)
+        check_writable(options.output, "--output")
+        labelled, failures = make(score, photos, options.output, list(wanted), options.hard)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for reason in failures.values():
         console.print(f"failed: {reason}")
-    console.print(f"{len(photos) - len(failures)} photos labelled, {len(failures)} failed: {options.output}")
+    there = len(photos) - labelled - len(failures)
+    console.print(f"{labelled} photos labelled, {there} were, {len(failures)} failed: {options.output}")
     return 1 if failures else 0
 
 

@@ -21,6 +21,7 @@ from src.checkpoints.store import Checkpoint, load_network, read
 from src.config import CONFIG_DIR, build, run, to_plain
 from src.data.datamodule import SegmentationDataModule
 from src.data.folder import DatasetError
+from src.data.store.entry import StoreError
 from src.engine.callbacks import PerImageScores
 from src.engine.logging import quiet_lightning
 from src.engine.module import SegmentationModule
@@ -90,12 +91,10 @@ def evaluate(config: DictConfig) -> float:
     data.prepare_data()
     try:
         data.setup("validate" if config.split == "val" else "test")
-    except DatasetError as error:
-        if changes is None or "root" in changes:
+    except (DatasetError, StoreError) as error:
+        if changes is None or {"root", "store"} & set(changes):
             raise
-        raise UserError(
-            f"{error} The checkpoint was trained with this folder; +data.root=<folder> says where the data is now."
-        ) from error
+        raise UserError(f"{error} {_moved(data_config)}") from error
     if plain["report"] is not None or config.predictions is not None:
         data.source(config.split)  # what cannot be opened is told before any work
     if other is not None:  # told now, not after hours of work
@@ -157,7 +156,7 @@ def _write_results(
     }
     if checkpoint is not None:
         limit, enlarge = data_config.get("evaluation_limit"), data_config.get("enlarge")
-        facts["photos"] = f"{'fitted' if enlarge else 'reduced'} to {limit}"
+        facts["evaluated at"] = f"{'fitted' if enlarge else 'reduced'} to {limit}"
     findings = find_out(
         facts, data.taxonomy, evaluated.metrics, evaluated.scores, evaluated.images, bootstrap
     )
@@ -234,6 +233,17 @@ def _tell_other_sizes(data_config: Mapping[str, Any], before: Mapping[str, Any])
             "here too",
             before.get("evaluation_limit"),
         )
+
+
+def _moved(trained_with: Mapping[str, Any]) -> str:
+    """What to do where the data that a checkpoint names is not there any more."""
+    moved = "If the data that the checkpoint was trained with has moved"
+    if trained_with.get("store") is None:
+        return f"{moved}: +data.root=<folder> says where to."
+    return (
+        f"{moved}: +data.store=<folder> says where its store is, and +data.root=<folder> +data.store=null evaluates on "
+        "the photos themselves."
+    )
 
 
 def _method(checkpoint: Checkpoint | None) -> tuple[str, str]:

@@ -49,7 +49,10 @@ _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.flo
 def main(config: DictConfig) -> None:
     """Predict as configured; exit code 1 when a photo failed."""
     with explained(
-        after_interrupt="the same command, without overwrite, goes on behind the photos that are done"
+        after_interrupt="the same command begins with the first photo again; those that were not reached keep what "
+        "an earlier run has made"
+        if config.overwrite
+        else "the same command goes on behind the photos that are done"
     ):
         failures = predict(to_plain(config))
     if failures:
@@ -149,10 +152,8 @@ def _predict_all(
             except (PhotoError, OSError) as error:
                 failures[job.photo] = str(error)
                 if isinstance(error, OSError) and error.errno in _NO_ROOM:
-                    left = len(jobs) - jobs.index(job) - 1
-                    failures[job.photo] = (
-                        f"{error.strerror}; {left} further photos were not begun. {_MAKE_ROOM}"
-                    )
+                    left = sum(later.photo not in failures for later in jobs[jobs.index(job) + 1 :])
+                    failures[job.photo] = f"{error.strerror}; photos not begun: {left}. {_MAKE_ROOM}"
                     break
             except Exception as error:  # one photo's fault must not cost the others
                 if _is_out_of_memory(error):
@@ -289,9 +290,9 @@ def _plan(config: dict[str, Any], checkpoint: Checkpoint) -> OutputPlan:
     return OutputPlan(kinds, classes, chosen, config["mask_bits"])
 
 
-def _listed(given: str | Sequence[str]) -> tuple[str, ...]:
+def _listed(given: Any) -> tuple[str, ...]:
     """Several names, or one without brackets; each counts once."""
-    return (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
+    return tuple(dict.fromkeys(map(str, given if isinstance(given, list | tuple) else [given])))
 
 
 def _device(name: str) -> torch.device:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def prepare(config: DictConfig) -> dict[str, str]:
     data: SegmentationDataModule = build(config.data)
     data.prepare_data()
     splits = _splits(data, plain["splits"], folder)
+    check_writable(folder, "output")
     entries = folder if plain["format"] == "store" else folder / ".entries"
     workers = plain["workers"] or available_cores()
     failures: dict[str, str] = {}
@@ -110,13 +112,17 @@ def _output(plain: dict[str, Any]) -> Path:
     workers = plain["workers"]
     if workers is not None and (not isinstance(workers, int) or workers < 0):
         raise UserError(f"workers={workers}: give how many threads, or null for one for each core")
+    if plain["format"] == "litdata" and find_spec("litdata") is None:
+        raise UserError('format=litdata needs LitData: pip install -e ".[streaming]"')
+    megabytes = plain["shard_megabytes"]
+    if isinstance(megabytes, bool) or not isinstance(megabytes, int) or megabytes < 1:
+        raise UserError(f"shard_megabytes={megabytes}: give a whole number, at least 1")
     if isinstance(plain["splits"], str):
         plain["splits"] = [plain["splits"]]
     for place in (folder, *(folder / split for split in SPLITS)):
         if place.exists() and not place.is_dir():
             raise UserError(f"output={folder}: {place} is a file; give another folder")
     find_jpegtran()
-    check_writable(folder, "output")
     return folder
 
 
@@ -140,7 +146,7 @@ def _splits(
         except UserError as error:
             if wanted or not isinstance(error, DatasetError) or data.has_split(split):
                 raise
-            problem = error
+            problem = problem or error
     if not splits and problem is not None:
         raise problem
     for pairs in splits.values():

@@ -73,7 +73,7 @@ def train(config: DictConfig) -> float | None:
     quiet_lightning()
     plain = to_plain(config)
     _check_counts(plain["recipe"])
-    folder, resume = Path(config.run_dir), _resumed(config)
+    folder, resume, steps = Path(config.run_dir), _resumed(config), 0
     if resume:
         steps = check_resumable(resume, plain)
         table = folder / "scores.json"
@@ -110,9 +110,14 @@ def train(config: DictConfig) -> float | None:
             untrained = module.latest_scores
             if untrained is not None:
                 log.info("before training: %s", means_line(untrained))
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        done = resume is not None and steps == trainer.max_steps
+        if done:  # the run was ended in its last validation
+            trainer.validate(module, data, ckpt_path=resume, verbose=False, weights_only=True)
+        else:
+            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         wandb.finish()  # says what it has to say before the results
-        if trainer.is_global_zero and trainer.global_step < trainer.max_steps and trainer.max_epochs == -1:
+        early = not done and trainer.global_step < trainer.max_steps and trainer.max_epochs == -1
+        if trainer.is_global_zero and early:
             log.warning(
                 "ended behind step %d of %d; with resume=%s added to its overrides the run goes on from there",
                 trainer.global_step,

@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from src.config import compose_config
+from src.checkpoints.store import build_network, write
+from src.config import compose_config, to_plain
 from src.errors import UserError
 from src.evaluate import _tell_other_sizes, evaluate
 from src.metrics.suite import SegmentationMetrics
@@ -303,6 +304,22 @@ def test_a_checkpoint_and_its_predictions_score_the_same(scenes: Path, run, tmp_
     (tmp_path / "moved").symlink_to(scenes)
     moved = [f"checkpoint={checkpoint}", f"+data.root={tmp_path / 'moved'}", f"run_dir={tmp_path / 'again'}"]
     assert evaluate(compose_config("evaluate", [*QUIET, "report=null", *moved])) == pytest.approx(network)
+
+
+@pytest.mark.parametrize(
+    ("store", "cure"),
+    [("null", r"\+data\.root=<folder> says where to"), ("/gone/store", r"\+data\.store=null")],
+)
+def test_data_that_has_moved_is_told(tmp_path: Path, store: str, cure: str) -> None:
+    small = ["model/size=nano", "model.backbone.weights=none", "run_dir=."]
+    config = to_plain(
+        compose_config("train", [*small, "data=mass13k", "data.root=/gone", f"data.store={store}"])
+    )
+    write(tmp_path / "a.ckpt", config, build_network(config).state_dict())
+    with pytest.raises(UserError, match=f"/gone.* has moved: .*{cure}"):
+        evaluate(
+            compose_config("evaluate", [f"checkpoint={tmp_path / 'a.ckpt'}", f"run_dir={tmp_path / 'run'}"])
+        )
 
 
 def test_another_size_than_the_networks_validation_is_told(caplog: pytest.LogCaptureFixture) -> None:

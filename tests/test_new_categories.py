@@ -16,10 +16,11 @@ from scripts.compare_categories import main as compare
 from scripts.degrade_labels import degrade
 from scripts.degrade_labels import main as degrade_labels
 from scripts.make_pseudo_labels import main as make_pseudo_labels
-from src.checkpoints.store import read
-from src.config import compose_config
+from src.checkpoints.store import build_network, load, read, write
+from src.config import compose_config, to_plain
 from src.data.pseudo_labels import PseudoLabels
 from src.errors import UserError
+from src.inference import Predictor
 from src.inference.external_models import ExternalModel, Preprocessing, load_onnx, load_torchscript
 from src.photos import read_label
 from src.train import train
@@ -244,6 +245,34 @@ class TestPseudoLabels:
         assert ((scores[..., 0] + scores[..., 1]) <= 256).all()
         assert scores.max() > 0
 
+    def test_one_class_alone_has_its_score(self, photos: Path, tmp_path: Path) -> None:
+        """There are no others to share with, and a share of 1 everywhere would say nothing."""
+        changes = [
+            f"~data.classes.{name}"
+            for name in ("background", *["building", "tree", "ground", "sky", "water"])
+        ]
+        config = to_plain(compose_config("train", [*TINY, "data=mass13k", "run_dir=.", *changes]))
+        torch.manual_seed(0)
+        write(tmp_path / "one.ckpt", config, build_network(config).state_dict())
+        output = tmp_path / "out"
+        arguments = ["--model", str(tmp_path / "one.ckpt"), "--photos", str(photos), "--output", str(output)]
+        assert make_pseudo_labels([*arguments, "--class", "person"]) == 0
+        expected = load(tmp_path / "one.ckpt")
+        scores = Predictor(expected)(photos / "a.png").scores
+        assert scores is not None
+        found = read_label(output / "person/a.png").astype(int)
+        assert abs(found - 255 * scores[0].clip(max=1)).max() <= 1
+
+    def test_maps_that_exist_stay(self, photos: Path, base: Path, tmp_path: Path) -> None:
+        output = tmp_path / "out"
+        arguments = ["--model", str(base), "--photos", str(photos), "--output", str(output), "--class", "sky"]
+        make_pseudo_labels(arguments)
+        corrected = output / "sky/a.png"
+        corrected.write_bytes(b"by hand")
+        make_pseudo_labels([*arguments, "--class", "water"])
+        assert corrected.read_bytes() == b"by hand"
+        assert (output / "water/a.png").is_file()
+
     def test_from_torchscript(self, photos: Path, archive: Path, tmp_path: Path) -> None:
         output = tmp_path / "out"
         arguments = [
@@ -340,6 +369,7 @@ class TestPseudoLabels:
         assert "no such file" in complaint("--model", str(tmp_path / "none.ckpt"), "--class", "car")
         assert "has no class car" in complaint("--model", str(base), "--class", "car")
         (tmp_path / "model.h5").touch()
+        assert "from 0 to below 1" in complaint("--model", str(base), "--class", "sky", "--hard", "50")
         assert "unknown kind of model" in complaint("--model", str(tmp_path / "model.h5"), "--class", "car=1")
         assert "--class car=<number>" in complaint("--model", str(tmp_path / "model.h5"), "--class", "car")
 

@@ -76,7 +76,8 @@ def test_failures_are_returned(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides", [["format=zip"], ["verify=half"], ["splits=[holiday]"], ["workers=auto"]]
+    "overrides",
+    [["format=zip"], ["verify=half"], ["splits=[holiday]"], ["workers=auto"], ["shard_megabytes=big"]],
 )
 def test_impossible_wishes(root: Path, tmp_path: Path, overrides: list[str]) -> None:
     with pytest.raises(UserError):

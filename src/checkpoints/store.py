@@ -121,6 +121,10 @@ def read_file(path: str | Path, *, foreign: bool = False) -> dict[str, Any]:
         CheckpointError: no such file, not a checkpoint, or one that needs unsafe unpickling.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} is a folder; give the checkpoint file in it, such as checkpoints/best.ckpt"
+        )
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
@@ -174,7 +178,7 @@ def _described(content: Mapping[str, Any], path: str | Path) -> Checkpoint:
     if not isinstance(config, dict) or "model" not in config:
         raise CheckpointError(
             f"{path} was not written by this project: it has the entries {sorted(map(str, content))[:8]} but no "
-            "'config'. Checkpoints of other programs go through scripts/convert_checkpoint.py first."
+            "'config'. Checkpoints of other programs go through scripts/convert_checkpoint.py --from <format> first."
         )
     if not _is_state_dict(state):
         raise CheckpointError(f"{path}: its 'state_dict' does not hold names with tensors")

@@ -35,7 +35,7 @@ def unfinished(jobs: Sequence[Job], failures: dict[Path, str]) -> list[Job]:
         if others := [path for path in there.values() if not _may_be_of(path, source, size)]:
             failures[job.photo] = (
                 f"{others[0]} was made of another photo of this name, or of another version of it: choose another "
-                "output, or overwrite=true to replace it"
+                "output, or delete it, or overwrite=true to make all files anew"
             )
         elif missing := {place: path for place, path in job.files.items() if place not in there}:
             todo.append(job._replace(files=missing))

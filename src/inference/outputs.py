@@ -6,13 +6,14 @@ K classes, n rows of a band, W width
 from __future__ import annotations
 
 import re
+import unicodedata
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
-from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -89,8 +90,7 @@ class OutputPlan(NamedTuple):
 
     @property
     def _class_folders(self) -> list[str]:
-        safe = [re.sub(r"[^\w-]+", "_", normalize("NFC", name))[:_LONGEST_NAME] for name in self.chosen]
-        return [f"{number}_{name}" for number, name in zip(self.chosen_ids, safe, strict=True)]
+        return [f"{number}_{_safe(name)}" for number, name in zip(self.chosen_ids, self.chosen, strict=True)]
 
     @property
     def chosen_ids(self) -> list[int]:
@@ -158,14 +158,18 @@ class PhotoFiles:
         """
         label = best_class(band.scores).byte().cpu().numpy()
         masks = self._plan.mask_places
-        shares = self._shares(band.scores) if any(place in masks for place in self._writers) else None
+        shares = (
+            class_shares(band.scores, self._chosen)
+            if any(place in masks for place in self._writers)
+            else None
+        )
         for place, writer in self._writers.items():
             if place == "labels":
                 writer.write(label)
             elif place == "overlays":
                 writer.write(overlay(photo, label, self._colours))
             elif place == self._plan.cutout_place:
-                opacity = self._shares(band.scores, sharpness=_CUTOUT_SHARPNESS).sum(0)
+                opacity = class_shares(band.scores, self._chosen, _CUTOUT_SHARPNESS).sum(0)
                 writer.write(np.dstack((photo, _quantise(opacity, 8))))
             elif place == "edges":
                 writer.write(
@@ -174,24 +178,40 @@ class PhotoFiles:
             elif shares is not None:
                 writer.write(_quantise(shares[masks.index(place)], self._plan.mask_bits))
 
-    def _shares(self, scores: Tensor, sharpness: int = 1) -> Tensor:
-        """(K, n, W) scores -> (chosen, n, W) shares of the sum over all classes, in 0..1.
 
-        Every class has some score everywhere, so even where a class is sure its share is about 0.7 (the network of
-        ``make demo``, its scenes' sky). Of third powers it is 0.98, and classes that are level still have equal
-        shares, so that outlines stay where they are.
-        One class alone has no others to share with: its score, cut at 1, is its share.
-        """
-        if len(scores) == 1:
-            return scores[self._chosen].clamp(max=1)
-        powers = scores.float() ** sharpness
-        return powers[self._chosen] / powers.sum(0).clamp_(min=_SMALLEST_SUM**sharpness)
+def class_shares(scores: Tensor, chosen: Sequence[int], sharpness: int = 1) -> Tensor:
+    """(K, n, W) scores -> (chosen, n, W) shares of the sum over all classes, in 0..1.
+
+    Every class has some score everywhere, so even where a class is sure its share is about 0.7 (the network of
+    ``make demo``, its scenes' sky). Of third powers it is 0.98, and classes that are level still have equal shares,
+    so that outlines stay where they are.
+    One class alone has no others to share with: its score, cut at 1, is its share.
+
+    Args:
+        scores: at least 0. chosen: ids of the classes whose shares are wanted. sharpness: power of the scores.
+    """
+    if len(scores) == 1:
+        return scores[chosen].float().clamp(max=1)
+    powers = scores.float() ** sharpness
+    return powers[chosen] / powers.sum(0).clamp_(min=_SMALLEST_SUM**sharpness)
+
+
+def _safe(name: str) -> str:
+    """Letters, marks and digits of any alphabet, of what a checkpoint calls a class; no dots and no slashes."""
+    kept = (
+        character if character == "-" or unicodedata.category(character)[0] in "LMN" else "_"
+        for character in unicodedata.normalize("NFC", name)
+    )
+    return re.sub("_+", "_", "".join(kept))[:_LONGEST_NAME]
 
 
 def read_origin(path: Path) -> tuple[Origin, tuple[int, int]] | None:
     """What a file says that it was made of, and its height and width in pixels; None where it is no PNG."""
     try:
-        with Image.open(path, formats=("PNG",)) as picture:
+        with warnings.catch_warnings():  # of large ones; only the header is read
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(path, formats=("PNG",))
+        with picture:
             photo, network = (str(picture.info.get(keyword, "")) for keyword in (_PHOTO, _NETWORK))
             return Origin(photo, network), (picture.height, picture.width)
     except (*DAMAGED, Image.DecompressionBombError):

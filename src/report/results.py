@@ -183,7 +183,7 @@ def write_page(
     curve = findings.scores.get("BF1_curve")
     colours = dict(zip(findings.taxonomy.names, findings.taxonomy.colours.tolist(), strict=True))
     report = Report(
-        title=f"Evaluation on {Path(findings.facts['data']).name}, {findings.facts['split']}",
+        title=f"Evaluation on {Path(findings.facts['data']).resolve().name}, {findings.facts['split']}",
         facts=_facts(findings),
         classes=colours,
         intervals=findings.intervals,

@@ -177,10 +177,26 @@ def test_an_existing_file_is_kept_without_force(release, tmp_path, capsys):
     assert load(target)
 
 
+def test_another_format_than_named_is_told(release, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--from", "mask2former-hf", str(release), str(tmp_path / "b.ckpt")])
+    said = capsys.readouterr().err
+    assert f"{release} does not hold what was expected, a network of Mask2Former" in said
+    assert "--from massformer-release" in said
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(SystemExit):
+        main(["--from", "mask2former-hf", str(tmp_path / "other.pth"), str(tmp_path / "b.ckpt")])
+    assert "the names of no format known here" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--from", "massformer-release", str(release), str(tmp_path)])
+    assert "give the file to write" in capsys.readouterr().err
+
+
 def test_missing_input_and_our_own_checkpoints_are_explained(ours, tmp_path, capsys):
     for source, complaint in (
         (tmp_path / "none.pth", "no such checkpoint file"),
-        (ours, "no place in the name table"),
+        (ours, "It looks like a checkpoint of this project"),
+        (tmp_path, "is a folder"),
     ):
         with pytest.raises(SystemExit):
             main(["--from", "massformer-release", str(source), str(tmp_path / "b.ckpt")])
