@@ -241,8 +241,8 @@ def _moved(trained_with: Mapping[str, Any]) -> str:
     if trained_with.get("store") is None:
         return f"{moved}: +data.root=<folder> says where to."
     return (
-        f"{moved}: +data.store=<folder> says where its store is, and +data.root=<folder> +data.store=null evaluates on "
-        "the photos themselves."
+        f"{moved}: +data.store=<folder> says where its store is, and +data.root=<folder> +data.store=null evaluates "
+        "on the photos themselves."
     )
 
 
