@@ -73,11 +73,13 @@ def train(config: DictConfig) -> float | None:
     quiet_lightning()
     plain = to_plain(config)
     _check_counts(plain["recipe"])
-    folder, resume, steps = Path(config.run_dir), _resumed(config), 0
+    if plain["trainer"]["max_steps"] == -1 and plain["trainer"].get("max_epochs") in (-1, None):
+        raise UserError("recipe.steps=-1 trains without end: give trainer.max_epochs, or a number of steps")
+    folder, resume = Path(config.run_dir), _resumed(config)
     if resume:
         steps = check_resumable(resume, plain)
         table = folder / "scores.json"
-        if config.resume == _AUTO and steps == config.recipe.steps and table.is_file():
+        if config.resume == _AUTO and steps >= plain["trainer"]["max_steps"] > 0 and table.is_file():
             log.info("all %d steps are done, and %s has the scores", steps, table)
             return 100 * mean_scores(table)[1]
         log.info("going on behind step %d of %s", steps, resume)
@@ -110,13 +112,11 @@ def train(config: DictConfig) -> float | None:
             untrained = module.latest_scores
             if untrained is not None:
                 log.info("before training: %s", means_line(untrained))
-        done = resume is not None and steps == trainer.max_steps
-        if done:  # the run was ended in its last validation
-            trainer.validate(module, data, ckpt_path=resume, verbose=False, weights_only=True)
-        else:
-            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        early = trainer.global_step < trainer.max_steps and trainer.max_epochs == -1
+        if resume and not early and module.latest_scores is None:  # the run was ended in its last validation
+            trainer.validate(module, data, verbose=False)
         wandb.finish()  # says what it has to say before the results
-        early = not done and trainer.global_step < trainer.max_steps and trainer.max_epochs == -1
         if trainer.is_global_zero and early:
             log.warning(
                 "ended behind step %d of %d; with resume=%s added to its overrides the run goes on from there",

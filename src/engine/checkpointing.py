@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import signal
 import threading
 from functools import partial
@@ -12,12 +13,13 @@ from types import FrameType
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from src.checkpoints.store import write_file
+from src.checkpoints.store import read_file, write_file
 from src.errors import INTERRUPTED
 from src.structures import CropBatch
 
@@ -47,6 +49,25 @@ class RunTimer(Timer):
         """Begin anew."""
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the checkpoint of the best validation.
+
+    In the folder of an earlier part of the run, that part's best counts too: what training goes on from may have been
+    written before it.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        state = None
+        if trainer.ckpt_path and trainer.is_global_zero:
+            found = Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}"
+            content = read_file(found) if found.is_file() else {}
+            if content.get("global_step", math.inf) <= trainer.global_step:
+                state = content["callbacks"].get(self.state_key)
+        if state := trainer.strategy.broadcast(state):
+            self.load_state_dict(state)
+
+
 class LastCheckpoint(ModelCheckpoint):
     """Keeps one checkpoint to resume from: of every ``every_n_train_steps``-th step, and of the last one.
 
@@ -61,37 +82,34 @@ class LastCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if trainer.world_size > 1:
-            # Lightning's own broadcasts from within the handler, amid whatever the processes exchange just then
-            connector: Any = trainer._signal_connector
-            connector._sigterm_notifier_fn = partial(self._hear, trainer)
+        # Lightning's own ends a run between the end of a step and what is saved there, and broadcasts to other
+        # processes from within the handler, amid whatever they exchange just then
+        connector: Any = trainer._signal_connector
+        connector._sigterm_notifier_fn = partial(self._hear, trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._told_to_stop &= trainer.world_size > 1  # which a validation before training does not end
 
-    def _hear(self, trainer: Trainer, signum: signal.Signals, _: FrameType) -> None:
-        """Note that this process is to stop, and tell those that it started."""
-        if not self._told_to_stop and trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signum)
+    def _hear(self, trainer: Trainer, number: int, _: FrameType | None) -> None:
+        """Note that the run is to stop, and tell the processes that this one has started."""
+        if number == signal.SIGINT:  # which a terminal sends to all processes
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._interrupted = True
+            if trainer.is_global_zero:
+                log.warning("stopping behind this step; Ctrl-C again ends at once")
+        elif not self._told_to_stop and trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(number)
         self._told_to_stop = True
-
-    def _hear_interrupt(self, trainer: Trainer, *_: object) -> None:
-        """Note Ctrl-C, which a terminal sends to all processes of a run."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._told_to_stop = self._interrupted = True
-        if trainer.world_size == 1:
-            trainer._signal_connector.received_sigterm = True  # ends a validation too
-        if trainer.is_global_zero:
-            log.warning("stopping behind this step; Ctrl-C again ends at once")
+        if trainer.world_size == 1 and trainer.validating:
+            trainer._signal_connector.received_sigterm = True  # ends the validation
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._interrupted = False
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler and (
             threading.current_thread() is threading.main_thread()
         ):
             # Lightning puts back what was there when training ends
-            signal.signal(signal.SIGINT, partial(self._hear_interrupt, trainer))
+            signal.signal(signal.SIGINT, partial(self._hear, trainer))
         # after a resume Lightning would save this step again behind its next batch, inside a step that accumulates
         self._last_global_step_saved = trainer.global_step
 
@@ -105,7 +123,6 @@ class LastCheckpoint(ModelCheckpoint):
         between_steps = not trainer.fit_loop._should_accumulate()
         if not between_steps:  # as after trainer.max_time, which asks again behind the next batch
             trainer.should_stop = False
-        self._told_to_stop |= trainer.received_sigterm
         if between_steps and trainer.world_size > 1:
             self._told_to_stop = trainer.strategy.reduce_boolean_decision(self._told_to_stop, all=False)
         if self._told_to_stop:
@@ -120,7 +137,7 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_validation_start(trainer, pl_module)
         if trainer.state.fn == "fit" and not trainer.fit_loop._should_accumulate():
             self._save_now(trainer, pl_module)
-            if self._told_to_stop and trainer.received_sigterm:
+            if self._told_to_stop and (trainer.world_size == 1 or trainer.received_sigterm):
                 raise SIGTERMException  # on all processes, which would leave the validation at different photos
 
     def _save_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -131,8 +148,11 @@ class LastCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say how the run can go on."""
         super().on_exception(trainer, pl_module, exception)
-        if self._interrupted and isinstance(exception, SIGTERMException):
-            exception.code = INTERRUPTED
+        if isinstance(exception, SIGTERMException):
+            if self._interrupted:
+                exception.code = INTERRUPTED
+            if trainer.local_rank > 0 and isinstance(_environment(trainer), LightningEnvironment):
+                exception.code = 0  # Lightning kills the process that started this one if it fails
         # lost weights come again in an exact resume; that error gives advice of its own
         if (
             trainer.state.fn != "fit"
@@ -147,9 +167,9 @@ class LastCheckpoint(ModelCheckpoint):
                 trainer.global_step,
                 self._every_n_train_steps,
             )
-        elif self._last_global_step_saved == trainer.max_steps:
+        elif self._last_global_step_saved == trainer.global_step and is_last_step(trainer):
             log.warning(
-                "training had ended, and %s is complete: python -m src.evaluate checkpoint=... scores it",
+                "training had ended; with resume=%s added to its overrides the run makes its scores",
                 path,
             )
         else:
@@ -159,6 +179,11 @@ class LastCheckpoint(ModelCheckpoint):
                 path,
                 self._last_global_step_saved,
             )
+
+
+def _environment(trainer: Trainer) -> object:
+    """What has started the processes of a run; None where there is one alone."""
+    return getattr(trainer.strategy, "cluster_environment", None)
 
 
 def is_last_step(trainer: Trainer) -> bool:

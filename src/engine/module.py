@@ -141,6 +141,8 @@ class SegmentationModule(LightningModule):
         assert self.optimisation is not None, "this module was made for evaluation only"
         optimiser = self.optimisation.optimiser(self.network, fused="mixed" not in self.trainer.precision)
         steps = int(self.trainer.estimated_stepping_batches)
+        # With epochs to count, that has made the loader, before the place in it is known where a resumed run goes on.
+        self.trainer.fit_loop._combined_loader = None
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self.optimisation.schedule(steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

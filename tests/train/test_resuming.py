@@ -39,7 +39,12 @@ def test_the_last_checkpoint_is_the_last_steps(
 
 
 @pytest.mark.parametrize(
-    "extra", [[], ["recipe.ema_decay=null", "trainer.accumulate_grad_batches=2", "num_workers=1"]]
+    "extra",
+    [
+        [],
+        ["recipe.ema_decay=null", "trainer.accumulate_grad_batches=2", "num_workers=1"],
+        ["trainer.max_steps=-1", "trainer.max_epochs=2", "recipe.samples_per_epoch=6"],
+    ],
 )
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
     configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str]
@@ -68,6 +73,32 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
     moments = expected["optimizer_states"][0]["state"]
     for index, state in moments.items():
         assert torch.equal(state["exp_avg"], actual["optimizer_states"][0]["state"][index]["exp_avg"])
+
+
+def test_the_best_checkpoint_of_a_folder_stays_the_best(
+    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint to resume from is written before its step is validated, and does not know that score."""
+    evaluated = SegmentationModule._log_scores
+
+    def worse_and_worse(self: SegmentationModule, split: str) -> None:
+        evaluated(self, split)
+        self.log(f"{split}/mBIoU", 100.0 - self.global_step)
+
+    def power_cut(self: SegmentationModule, *_: object) -> None:
+        if self.global_step == 2:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(SegmentationModule, "_log_scores", worse_and_worse)
+    options = ["resume=auto", "recipe.val_every=2", "recipe.save_every=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationModule, "on_train_batch_start", power_cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(configure(*options, steps=4))
+    best = tmp_path / "run/checkpoints/best.ckpt"
+    assert torch.load(best, weights_only=True)["global_step"] == 2
+    train(configure(*options, steps=4))
+    assert torch.load(best, weights_only=True)["global_step"] == 2
 
 
 def test_a_run_goes_on_from_its_own_folder(

@@ -193,6 +193,11 @@ def test_words_for_numbers_are_told(configure: Callable[..., DictConfig], wrong:
         train(configure(wrong, steps=1))
 
 
+def test_training_without_end_is_refused(configure: Callable[..., DictConfig]) -> None:
+    with pytest.raises(UserError, match=r"recipe\.steps=-1 trains without end"):
+        train(configure("recipe.steps=-1"))
+
+
 def test_a_run_without_loggers(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     train(configure("logger.csv=null", "callbacks.learning_rate.logging_interval=step", steps=1))
     assert (tmp_path / "run/checkpoints/last.ckpt").is_file()
