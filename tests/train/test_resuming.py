@@ -43,7 +43,7 @@ def test_the_last_checkpoint_is_the_last_steps(
     [
         [],
         ["recipe.ema_decay=null", "trainer.accumulate_grad_batches=2", "num_workers=1"],
-        ["trainer.max_steps=-1", "trainer.max_epochs=2", "recipe.samples_per_epoch=6"],
+        ["trainer.max_steps=-1", "trainer.max_epochs=1", "recipe.samples_per_epoch=12"],
     ],
 )
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
