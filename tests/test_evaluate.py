@@ -316,7 +316,7 @@ def test_data_that_has_moved_is_told(tmp_path: Path, store: str, cure: str) -> N
         compose_config("train", [*small, "data=mass13k", "data.root=/gone", f"data.store={store}"])
     )
     write(tmp_path / "a.ckpt", config, build_network(config).state_dict())
-    with pytest.raises(UserError, match=f"/gone.* has moved: .*{cure}"):
+    with pytest.raises(UserError, match=f"(?s)/gone.* has moved: .*{cure}"):
         evaluate(
             compose_config("evaluate", [f"checkpoint={tmp_path / 'a.ckpt'}", f"run_dir={tmp_path / 'run'}"])
         )

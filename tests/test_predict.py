@@ -215,7 +215,7 @@ def test_a_full_disk_ends_the_work(
 
     monkeypatch.setattr(PngWriter, "write", full)
     (reason,) = run("outputs=[labels]").values()
-    assert "2 further photos were not begun" in reason
+    assert "photos not begun: 2" in reason
     assert "0 photos predicted, 1 failed" in capsys.readouterr().out
     assert len(begun) == 1
     assert files(tmp_path / "out") == []

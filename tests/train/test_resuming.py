@@ -79,20 +79,19 @@ def test_the_best_checkpoint_of_a_folder_stays_the_best(
     configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoint to resume from is written before its step is validated, and does not know that score."""
-    evaluated = SegmentationModule._log_scores
+    log = SegmentationModule.log
 
-    def worse_and_worse(self: SegmentationModule, split: str) -> None:
-        evaluated(self, split)
-        self.log(f"{split}/mBIoU", 100.0 - self.global_step)
+    def worse_and_worse(self: SegmentationModule, name: str, value: Any, **options: Any) -> None:
+        log(self, name, 100.0 - self.global_step if name == "val/mBIoU" else value, **options)
 
     def power_cut(self: SegmentationModule, *_: object) -> None:
         if self.global_step == 2:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(SegmentationModule, "_log_scores", worse_and_worse)
+    monkeypatch.setattr(SegmentationModule, "log", worse_and_worse)
     options = ["resume=auto", "recipe.val_every=2", "recipe.save_every=2"]
     with monkeypatch.context() as patch:
-        patch.setattr(SegmentationModule, "on_train_batch_start", power_cut)
+        patch.setattr(SegmentationModule, "on_before_backward", power_cut)
         with pytest.raises(RuntimeError, match="power cut"):
             train(configure(*options, steps=4))
     best = tmp_path / "run/checkpoints/best.ckpt"
@@ -118,7 +117,7 @@ def test_a_run_goes_on_from_its_own_folder(
             raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(SegmentationModule, "on_train_batch_start", power_cut)
+        patch.setattr(SegmentationModule, "on_before_backward", power_cut)
         with pytest.raises(RuntimeError, match="power cut"):
             train(configure(*auto, run="cut", steps=4))
     score = train(configure(*auto, run="cut", steps=4))

@@ -41,28 +41,43 @@ def test_a_run_told_to_stop_loses_nothing(
     accumulated: int,
     number: signal.Signals,
 ) -> None:
-    options = ["recipe.save_every=100", f"trainer.accumulate_grad_batches={accumulated}"]
-    train(configure(*options, run="whole", steps=4))
-
     def signal_comes(self: SegmentationModule, *_: object) -> None:
-        if self.global_step == 1:  # with accumulation, in the first batch of the step
+        if (
+            self.trainer.fit_loop.epoch_loop.total_batch_idx == accumulated
+        ):  # the first batch of the second step
             os.kill(os.getpid(), number)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(SegmentationModule, "on_before_backward", signal_comes)
-        with pytest.raises(SystemExit) as stopped, explained():
-            train(configure(*options, run="stopped", steps=4))
+    monkeypatch.setattr(SegmentationModule, "on_before_backward", signal_comes)
+    with pytest.raises(SystemExit) as stopped, explained():
+        train(configure("recipe.save_every=100", f"trainer.accumulate_grad_batches={accumulated}"))
     assert stopped.value.code == 128 + number
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert f"with resume={last} added to its overrides the run goes on from step 2" in caplog.text
-    train(configure(*options, f"resume={last}", run="resumed", steps=4))
-    states = [
-        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["current_model_state"]
-        for run in ("whole", "resumed")
-    ]
-    for name, tensor in states[0].items():
-        assert torch.equal(tensor, states[1][name]), name
+    checkpoint = torch.load(last, weights_only=True)
+    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+    assert (checkpoint["global_step"], batches) == (2, 2 * accumulated)  # between steps
+
+
+def test_a_validation_told_to_stop_is_made_by_the_resumed_run(
+    configure: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def signal_comes(self: SegmentationModule, *_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationModule, "on_validation_epoch_start", signal_comes)
+        with pytest.raises(SystemExit) as stopped, explained():
+            train(configure(steps=1))
+    assert stopped.value.code == 130
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert f"training had ended; with resume={last} added" in caplog.text
+    assert not (tmp_path / "run/scores.json").exists()
+    assert train(configure(f"resume={last}", run="resumed", steps=1)) is not None
+    assert (tmp_path / "resumed/scores.json").is_file()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS does not tell who sent a signal")
