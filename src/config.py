@@ -31,7 +31,7 @@ CONFIG_DIR = str(Path(__file__).resolve().parent.parent / "conf")
 OmegaConf.register_new_resolver("count", len, replace=True)
 # ${mul:a,b}: the product of two whole numbers
 OmegaConf.register_new_resolver("mul", lambda a, b: int(a) * int(b), replace=True)
-# ${extend:${known_classes},${data.new_classes}}: the classes with new ones behind them
+# ${extend:${known_classes},${data.new_classes}}: the classes with new ones after them
 OmegaConf.register_new_resolver("extend", extend_classes, replace=True)
 
 

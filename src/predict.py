@@ -52,7 +52,7 @@ def main(config: DictConfig) -> None:
         after_interrupt="the same command begins with the first photo again; those that were not reached keep what "
         "an earlier run has made"
         if config.overwrite
-        else "the same command goes on behind the photos that are done"
+        else "the same command continues with the photos that are left"
     ):
         failures = predict(to_plain(config))
     if failures:

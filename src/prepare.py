@@ -35,7 +35,7 @@ VERIFY = {None: 0.0, "sample": 0.01, "all": 1.0}  # share of the entries
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="prepare")
 def main(config: DictConfig) -> None:
     """Convert as configured; exit code 1 when photos could not be converted or verified."""
-    with explained(after_interrupt="the same command goes on behind the photos that are done"):
+    with explained(after_interrupt="the same command continues with the photos that are left"):
         failures = prepare(config)
     if failures:
         raise SystemExit(1)

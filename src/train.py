@@ -52,7 +52,7 @@ _PRECISIONS = ("32-true", "32", "bf16-mixed", "16-mixed")  # weights stay in flo
 def main(config: DictConfig) -> float | None:
     """Train as configured; returns the validation BIoU in percent, which sweepers may maximise."""
     sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
-    with explained(go_on=sweeps):
+    with explained(go_on=sweeps, after_interrupt="no step was under way; what has been written stays"):
         announce(config)
         try:
             return train(config)
@@ -82,7 +82,7 @@ def train(config: DictConfig) -> float | None:
         if config.resume == _AUTO and steps >= plain["trainer"]["max_steps"] > 0 and table.is_file():
             log.info("all %d steps are done, and %s has the scores", steps, table)
             return 100 * mean_scores(table)[1]
-        log.info("going on behind step %d of %s", steps, resume)
+        log.info("resuming after step %d, from %s", steps, resume)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
@@ -119,7 +119,7 @@ def train(config: DictConfig) -> float | None:
         wandb.finish()  # says what it has to say before the results
         if trainer.is_global_zero and early:
             log.warning(
-                "ended behind step %d of %d; with resume=%s added to its overrides the run goes on from there",
+                "ended after step %d of %d; with resume=%s added to its overrides the run resumes there",
                 trainer.global_step,
                 trainer.max_steps,
                 last_checkpoint(folder),

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 
 from src.checkpoints.store import build_network
@@ -146,7 +145,7 @@ def test_variants_of_new_categories_differ_in_one_setting():
         assert plain[name] == {**full, **change, "name": name, "logger": plain[name]["logger"]}
 
 
-def test_new_classes_come_behind_the_known_ones():
+def test_new_classes_come_after_the_known_ones():
     config = compose("experiment=new_category", "data.new_classes=[boat,bus]")
     assert list(config.data.classes)[6:] == ["water", "boat", "bus"]
     assert len({tuple(colour) for colour in config.data.classes.values()}) == 9
@@ -174,13 +173,12 @@ def test_rung_files_differ_in_the_slot_line_alone():
     ],
 )
 def test_an_unknown_override_is_named(override, complaint):
-    with pytest.raises((ConfigCompositionException, Exception), match=complaint) as error:
+    with pytest.raises(HydraException, match=complaint):
         compose(override)
-    assert type(error.value).__module__.startswith(("hydra", "omegaconf"))
 
 
 def test_unknown_choices_list_the_known_ones():
-    with pytest.raises(Exception, match=r"(?s)Available options in 'model/backbone'.*resnet50.*swin_b"):
+    with pytest.raises(HydraException, match=r"(?s)Available options in 'model/backbone'.*resnet50.*swin_b"):
         compose("model/backbone=resnet")
 
 

@@ -158,7 +158,7 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def read_training(path: str | Path) -> tuple[Checkpoint, int]:
-    """Read a checkpoint from which training can go on, and how many steps it has behind it.
+    """Read a checkpoint from which training can go on, and how many steps it has completed.
 
     Raises:
         CheckpointError: as ``read``, or it holds weights alone.

@@ -71,23 +71,9 @@ class Taxonomy:
         """Class id by name."""
         return {name: index for index, name in enumerate(self.names)}
 
-    def palette(self) -> bytes:
-        """256 RGB triples for ``PIL.Image.putpalette``: classes first, ignore white, unused entries black."""
-        return self._table().tobytes()
-
-    def colourise(self, label: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Paint a label map: (H, W) uint8 ids to (H, W, 3) uint8 RGB; ignored pixels become white."""
-        return self._table()[label]
-
-    def _table(self) -> NDArray[np.uint8]:
-        table = np.zeros((256, 3), dtype=np.uint8)
-        table[: self.num_classes] = self.colours
-        table[IGNORE] = IGNORE_COLOUR
-        return table
-
 
 def extend_classes(known: Mapping[str, Sequence[int]], new: Sequence[str]) -> dict[str, list[int]]:
-    """A taxonomy's classes with new ones behind them, so that ids in existing label maps stay as they are.
+    """A taxonomy's classes with new ones after them, so that ids in existing label maps stay as they are.
 
     Args:
         known: name to RGB colour. new: names; they get colours of their own.

@@ -118,7 +118,7 @@ class RandomCrop:
             if certain is not None:
                 return certain, None
         label = cut_label(photo, size, window)
-        classes = label if label.ndim == 2 else label[..., 0]  # scores may come behind the classes
+        classes = label if label.ndim == 2 else label[..., 0]  # scores may follow the classes
         return is_varied(classes, self.max_class_share), label
 
     def _draw(self, size: tuple[int, int], rng: np.random.Generator) -> Window:

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,11 +141,6 @@ class FolderSource:
         self._pairs = tuple(pairs)
         self._class_map = class_map
         self.names: Sequence[str] = tuple(pair.name for pair in pairs)
-
-    @classmethod
-    def from_folders(cls, folders: SplitFolders, class_map: ClassMap) -> Self:
-        """Match the files of two folders; errors as ``find_pairs``."""
-        return cls(find_pairs(folders), class_map)
 
     def __len__(self) -> int:
         return len(self._pairs)

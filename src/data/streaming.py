@@ -179,7 +179,7 @@ class EntryLoader(StreamingDataLoader):
     """Batches of an ``EntryStream``; LitData's loader, which also resumes under Lightning.
 
     Lightning takes as many batches as the loader's length says and never asks whether there are more. LitData
-    would take the epoch behind a resumed one for that same epoch then, and repeat it.
+    would take the epoch after a resumed one for that same epoch then, and repeat it.
     """
 
     _delivered = 0  # batches of the present epoch, also those before a resume

@@ -23,7 +23,7 @@ class Distortion(NamedTuple):
         contrast: factor on all channels.
         saturation: factor on S.
         hue: added to H, in units of 2 degrees.
-        contrast_last: whether contrast comes behind saturation and hue.
+        contrast_last: whether contrast comes after saturation and hue.
     """
 
     brightness: float | None

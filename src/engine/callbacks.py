@@ -62,7 +62,7 @@ class Throughput(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: CropBatch, batch_idx: int
     ) -> None:
-        # what callbacks do behind a batch, such as saving, is no waiting
+        # what callbacks do after a batch, such as saving, is no waiting
         idle_since = max(self._idle_since, getattr(pl_module, "batch_ended", 0.0))
         self._waited += time.perf_counter() - idle_since
 

@@ -72,7 +72,7 @@ class LastCheckpoint(ModelCheckpoint):
     """Keeps one checkpoint to resume from: of every ``every_n_train_steps``-th step, and of the last one.
 
     The last one is also the one before SIGTERM ends the run, as clusters send it, or Ctrl-C: where there are several
-    processes, they ask each other behind every step, and all end with the one in which the first has heard of it. A
+    processes, they ask each other after every step, and all end with the one in which the first has heard of it. A
     step that accumulates is finished first, and of several processes a validation that has begun, before which all
     was saved. A second Ctrl-C ends the run at once.
     """
@@ -96,7 +96,7 @@ class LastCheckpoint(ModelCheckpoint):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             self._interrupted = True
             if trainer.is_global_zero:
-                log.warning("stopping behind this step; Ctrl-C again ends at once")
+                log.warning("stopping after this step; Ctrl-C again ends at once")
         elif not self._told_to_stop and trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(number)
         self._told_to_stop = True
@@ -110,7 +110,7 @@ class LastCheckpoint(ModelCheckpoint):
         ):
             # Lightning puts back what was there when training ends
             signal.signal(signal.SIGINT, partial(self._hear, trainer))
-        # after a resume Lightning would save this step again behind its next batch, inside a step that accumulates
+        # after a resume Lightning would save this step again after its next batch, inside a step that accumulates
         self._last_global_step_saved = trainer.global_step
 
     def on_train_batch_end(
@@ -121,7 +121,7 @@ class LastCheckpoint(ModelCheckpoint):
             _check_finite(pl_module, trainer.global_step)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         between_steps = not trainer.fit_loop._should_accumulate()
-        if not between_steps:  # as after trainer.max_time, which asks again behind the next batch
+        if not between_steps:  # as after trainer.max_time, which asks again after the next batch
             trainer.should_stop = False
         if between_steps and trainer.world_size > 1:
             self._told_to_stop = trainer.strategy.reduce_boolean_decision(self._told_to_stop, all=False)
@@ -163,7 +163,7 @@ class LastCheckpoint(ModelCheckpoint):
         path = self._last_checkpoint_saved or trainer.ckpt_path
         if not path:
             log.warning(
-                "stopped behind step %d; no checkpoint had been written yet (recipe.save_every is %d steps)",
+                "stopped after step %d; no checkpoint had been written yet (recipe.save_every is %d steps)",
                 trainer.global_step,
                 self._every_n_train_steps,
             )
@@ -174,7 +174,7 @@ class LastCheckpoint(ModelCheckpoint):
             )
         else:
             log.warning(
-                "stopped behind step %d; with resume=%s added to its overrides the run goes on from step %d",
+                "stopped after step %d; with resume=%s added to its overrides the run resumes at step %d",
                 trainer.global_step,
                 path,
                 self._last_global_step_saved,

@@ -36,9 +36,7 @@ class EarlyLook(Callback):
         size: edge of a crop, pixels.
     """
 
-    def __init__(
-        self, folder: str, colours: dict[str, list[int]], every: int = 100, crops: int = 4, size: int = 256
-    ) -> None:
+    def __init__(self, folder: str, colours: dict[str, list[int]], every: int, crops: int, size: int) -> None:
         self.folder = Path(folder)
         self.names = tuple(colours)
         self.colours = np.array(list(colours.values()), dtype=np.uint8)

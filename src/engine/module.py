@@ -66,7 +66,7 @@ class SegmentationModule(LightningModule):
         torch.manual_seed((self.seed * 1_000_003 + batches) * self.trainer.world_size + self.global_rank)
 
     def on_train_batch_end(self, outputs: Any, batch: CropBatch, batch_idx: int) -> None:
-        self.batch_ended = time.perf_counter()  # Lightning calls this behind all callbacks
+        self.batch_ended = time.perf_counter()  # Lightning calls this after all callbacks
 
     def training_step(self, batch: CropBatch, batch_idx: int) -> Tensor:
         """Sum of the weighted loss terms of a batch of crops.

@@ -53,7 +53,7 @@ def check_resumable(path: str, config: Mapping[str, Any]) -> int:
         path: of a checkpoint that training wrote. config: of the run that is to go on, plain values.
 
     Returns:
-        how many steps the checkpoint has behind it.
+        how many steps the checkpoint has completed.
 
     Raises:
         UserError: it has weights alone, or another network, other classes or other optimiser settings.
@@ -92,7 +92,7 @@ def check_resumable(path: str, config: Mapping[str, Any]) -> int:
             continue
         for key, then, value in _changes(part, before, _value(config, part)):
             log.warning(
-                "%s was %s and is %s now: the run goes on, but not as it would have", key, then, value
+                "%s was %s and is %s now: the run resumes, but not as it would have gone on", key, then, value
             )
     return steps
 

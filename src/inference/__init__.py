@@ -4,7 +4,7 @@ Read in this order: ``semantic`` (scores from queries), ``whole`` (one image), `
 """
 
 from src.inference.predictor import PhotoPrediction, Predictor
-from src.inference.semantic import label_map, semantic_scores
+from src.inference.semantic import semantic_scores
 from src.inference.whole import predict_labels
 
-__all__ = ["PhotoPrediction", "Predictor", "label_map", "predict_labels", "semantic_scores"]
+__all__ = ["PhotoPrediction", "Predictor", "predict_labels", "semantic_scores"]

@@ -94,27 +94,6 @@ def score_bands(
         yield start, scores.view(batch, stop - start, width, -1).permute(0, 3, 1, 2)
 
 
-def label_map(prediction: MaskPrediction, size: tuple[int, int]) -> Tensor:
-    """The class of the highest score at every pixel, in bands: the scores are never whole in memory.
-
-    Args:
-        prediction: of the network. size: height and width, pixels.
-
-    Returns:
-        (B, H, W) uint8, equal to the argmax of ``semantic_scores``.
-    """
-    labels = prediction.mask_logits.new_empty((len(prediction.mask_logits), *size), dtype=torch.uint8)
-    scores = score_bands(
-        class_probabilities(prediction.class_logits),
-        lambda start, stop: prediction.mask_logits[:, :, start:stop],
-        prediction.mask_logits.shape[2],
-        size,
-    )
-    for top, band in scores:
-        labels[:, top : top + band.shape[2]] = best_class(band)
-    return labels
-
-
 def best_class(scores: Tensor) -> Tensor:
     """(..., K, n, W) scores -> (..., n, W) class of the highest one."""
     return scores.max(-3).indices  # on a CPU several times faster than argmax

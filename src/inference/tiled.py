@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -151,9 +150,7 @@ class TiledPredictor:
         gates: list[Tensor] = []
         handles = [decoder.scale.register_forward_pre_hook(lambda module, inputs: context.append(inputs[0]))]
         handles += [
-            excitation.register_forward_pre_hook(
-                lambda module, inputs: gates.append(_gate(module, inputs[0]))
-            )
+            excitation.register_forward_pre_hook(lambda module, inputs: gates.append(module.gate(inputs[0])))
             for excitation in decoder.excitations[:2]
         ]
         try:
@@ -229,13 +226,6 @@ def _tall_enough(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def is_divisible(network: Any) -> bool:
     """Whether a network can work in windows: it has MaSSFormer's pixel decoder, with any slots."""
     return isinstance(network.pixel_decoder, DualBranchPixelDecoder)
-
-
-def _gate(excitation: Any, x: Tensor) -> Tensor:
-    """The factor (1, d, 1, 1) that squeeze-excitation adds to 1."""
-    pooled = x.mean((-2, -1), keepdim=True)
-    gate = excitation.expand(F.relu(excitation.norm(excitation.reduce(pooled))))
-    return gate.sigmoid().sigmoid()
 
 
 def _enlarged_window(x: Tensor, factor: int, rows: Span, columns: Span) -> Tensor:

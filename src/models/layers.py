@@ -113,10 +113,13 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """(B, d, H, W) -> (B, d, H, W), in the place of ``x`` with ``overwrite``."""
-        pooled = x.mean((-2, -1), keepdim=True)
-        gate = self.expand(F.relu(self.norm(self.reduce(pooled))))
-        factor = 1 + gate.sigmoid().sigmoid()  # one pass over x instead of two
+        factor = 1 + self.gate(x)  # one pass over x instead of two
         return x.mul_(factor) if overwrite else x * factor
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, d, H, W) -> the factor (B, d, 1, 1) that is added to 1, in (1/2, 1)."""
+        pooled = x.mean((-2, -1), keepdim=True)
+        return self.expand(F.relu(self.norm(self.reduce(pooled)))).sigmoid().sigmoid()
 
 
 class MultiheadAttention(nn.Module):

@@ -113,14 +113,14 @@ class _PointwiseNorm(torch.autograd.Function):
         out_rows = _rows(out) if ctx.relu else None
         count = len(rows)
 
-        def behind_relu(strip: slice) -> Tensor:
+        def through_relu(strip: slice) -> Tensor:
             if out_rows is None:
                 return grad_rows[strip]
             return torch.ops.aten.threshold_backward(grad_rows[strip], out_rows[strip], 0)
 
         products, total = torch.zeros_like(kernel), torch.zeros_like(gamma)  # sum g x', sum g
         for strip in _strips(count):
-            g = behind_relu(strip)
+            g = through_relu(strip)
             total += g.sum(0)
             products.addmm_(g.t(), rows[strip] - mean)
         grad_gamma = (products * kernel).sum(1) * deviation_inverse
@@ -135,7 +135,7 @@ class _PointwiseNorm(torch.autograd.Function):
             grad_x = torch.empty_like(rows)
             for strip in _strips(count):
                 torch.addmm(constant, rows[strip], own, out=grad_x[strip])
-                grad_x[strip].addmm_(behind_relu(strip), scaled)
+                grad_x[strip].addmm_(through_relu(strip), scaled)
             grad_x = grad_x.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
         grad_bias = torch.zeros_like(gamma) if ctx.has_bias else None  # the norm takes any shift out
         return grad_x, grad_kernel[:, :, None, None], grad_bias, grad_gamma, total, None, None, None, None

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_TEMPERATURE = 10_000.0
+
 
 class SineAxes(NamedTuple):
     """The sine code of a map, by rows and columns: it is the one beside the other.
@@ -25,9 +27,7 @@ class SineAxes(NamedTuple):
         return torch.cat((self.rows[:, None].expand(size), self.columns[None].expand(size)), dim=-1)
 
 
-def sine_axes(
-    height: int, width: int, channels: int, device: torch.device | str = "cpu", temperature: float = 10000.0
-) -> SineAxes:
+def sine_axes(height: int, width: int, channels: int, device: torch.device | str = "cpu") -> SineAxes:
     """Sine code of every position of a height x width map.
 
     Rows and columns are counted from 1 and scaled to (0, 2 pi]; the first half of the channels encodes the
@@ -40,7 +40,7 @@ def sine_axes(
         raise ValueError(f"a 2-D sine code needs channels divisible by 4, not {channels}")
     half = channels // 2
     exponent = 2 * (torch.arange(half, device=device) // 2) / half
-    divisor = temperature**exponent
+    divisor = _TEMPERATURE**exponent
 
     def encode(count: int) -> Tensor:
         coordinate = torch.arange(1, count + 1, device=device, dtype=torch.float32)
@@ -50,8 +50,6 @@ def sine_axes(
     return SineAxes(encode(height), encode(width))
 
 
-def sine_position(
-    height: int, width: int, channels: int, device: torch.device | str = "cpu", temperature: float = 10000.0
-) -> Tensor:
+def sine_position(height: int, width: int, channels: int, device: torch.device | str = "cpu") -> Tensor:
     """``sine_axes`` as a map (height, width, channels) float32."""
-    return sine_axes(height, width, channels, device, temperature).map()
+    return sine_axes(height, width, channels, device).map()

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from src.data.classes import ClassMap, Taxonomy
 from src.structures import IGNORE
@@ -22,17 +21,6 @@ def test_released_ids_and_colours() -> None:
     taxonomy = Taxonomy.from_mapping(yaml.safe_load(config.read_text()))
     assert taxonomy.names == ("background", "person", "building", "tree", "ground", "sky", "water")
     assert taxonomy.colours[[2, 4]].tolist() == [[64, 34, 64], [93, 64, 0]]
-
-
-def test_palette_paints_as_colourise_does(taxonomy: Taxonomy) -> None:
-    label = np.array([[0, 1, 2], [IGNORE, 2, 0]], dtype=np.uint8)
-    picture = Image.fromarray(label, mode="P")
-    picture.putpalette(taxonomy.palette())
-    assert len(taxonomy.palette()) == 768
-    painted = taxonomy.colourise(label)
-    np.testing.assert_array_equal(painted, np.asarray(picture.convert("RGB")))
-    assert painted[0, 1].tolist() == [255, 0, 0]
-    assert painted[1, 0].tolist() == [255, 255, 255]
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def fit(
 
 
 class SaveAt(lightning.Callback):
-    """Writes a checkpoint behind one training step or behind one epoch."""
+    """Writes a checkpoint after one training step or after one epoch."""
 
     def __init__(self, path: Path, step: int | None = None, epoch: int | None = None) -> None:
         self.path, self.step, self.epoch = path, step, epoch

@@ -25,7 +25,7 @@ from src.data.datasets import (
     quiet_worker,
     single,
 )
-from src.data.folder import FolderSource, benchmark_folders
+from src.data.folder import FolderSource, benchmark_folders, find_pairs
 from src.data.sampling import Draw
 from src.data.targets import boundary_map
 
@@ -34,7 +34,7 @@ Writer = Callable[..., Path]
 
 @pytest.fixture
 def source(write_dataset: Writer, taxonomy: Taxonomy) -> FolderSource:
-    return FolderSource.from_folders(benchmark_folders(write_dataset(), "train"), ClassMap(taxonomy))
+    return FolderSource(find_pairs(benchmark_folders(write_dataset(), "train")), ClassMap(taxonomy))
 
 
 class TestCropDataset:

@@ -145,7 +145,7 @@ class TestFilePhoto:
         photo.save(folder / "images/one.jpg", quality=95, **save)
         Image.fromarray(label).save(folder / "labels/one.png")
         folders = SplitFolders(folder / "images", folder / "labels")
-        return FolderSource.from_folders(folders, ClassMap(taxonomy)).open(0)
+        return FolderSource(find_pairs(folders), ClassMap(taxonomy)).open(0)
 
     def test_windows_of_an_upright_photo(self, tmp_path: Path, taxonomy: Taxonomy) -> None:
         sideways = np.zeros((40, 60, 3), np.uint8)

@@ -142,7 +142,7 @@ class Recorder(lightning.LightningModule):
 
 
 class SaveAt(lightning.Callback):
-    """Writes a checkpoint behind one step."""
+    """Writes a checkpoint after one step."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path, self.step = path, step

@@ -59,7 +59,7 @@ class TestCropSampler:
         assert Counter(draw.photo for draw in draws) == {0: 4, 1: 4, 2: 4}
         assert len({draw.number for draw in draws}) == 12
 
-    def test_starts_behind_consumed_batches(self) -> None:
+    def test_starts_after_consumed_batches(self) -> None:
         sampler = CropSampler(10, 12, 2, seed=0, rank=1, ranks=2)
         sampler.set_epoch(3)
         whole = list(sampler)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.inference import label_map, predict_labels, semantic_scores
+from src.inference import predict_labels, semantic_scores
 from src.inference.deformable_band import DeformableBand
 from src.inference.folding import inference_copy
 from src.inference.high_resolution import FusedMap, HighResolutionBranch
@@ -154,13 +154,6 @@ def test_predict_labels_leaves_the_network_as_it_was(network: Segmenter, image: 
     assert network.transformer_decoder.masks_at_memory_size is False
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name])
-
-
-def test_label_map_is_the_argmax_of_the_scores(network: Segmenter, image: Tensor) -> None:
-    with torch.inference_mode():
-        prediction = network(network.normalise(image)[None].repeat(2, 1, 1, 1))
-        scores = semantic_scores(prediction, (301, 99))
-        assert torch.equal(label_map(prediction, (301, 99)), scores.argmax(1).byte())
 
 
 def test_mixed_precision_stays_close(

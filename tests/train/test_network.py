@@ -104,7 +104,7 @@ def test_recomputation_in_a_compiled_network(configure: Callable[..., DictConfig
 def test_synchronised_norms_keep_their_kind(
     configure: Callable[..., DictConfig], norm: str, size: str
 ) -> None:
-    """Lightning replaces norms behind everything else; the stem is recomputed with those in their places.
+    """Lightning replaces norms after everything else; the stem is recomputed with those in their places.
 
     Those of the nano model's encoder hold the activations too.
     """

@@ -136,7 +136,7 @@ def test_a_run_goes_on_from_its_own_folder(
     (tmp_path / "cut/scores.json").unlink()  # as of a run that was ended in its last validation
     assert train(configure(*auto, run="cut", steps=4)) == pytest.approx(score, abs=1e-4)
     assert (tmp_path / "cut/scores.json").is_file()
-    assert "ended behind" not in caplog.text
+    assert "ended after" not in caplog.text
 
 
 def test_resuming_another_network_is_refused(configure: Callable[..., DictConfig], one_step: Path) -> None:

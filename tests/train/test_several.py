@@ -33,9 +33,8 @@ def test_a_sweep_makes_one_run_for_every_rung(scenes: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr[-3000:]
     for number, rung in enumerate(rungs):
         folder = tmp_path / "sweep" / f"{number}_{rung}"
-        assert (folder / "checkpoints" / "last.ckpt").is_file() or (
-            folder / "checkpoints" / "best.ckpt"
-        ).is_file()
+        for checkpoint in ("last.ckpt", "best.ckpt"):
+            assert (folder / "checkpoints" / checkpoint).is_file()
         assert (folder / "scores.csv").is_file()
         assert len(list(folder.glob("wandb/offline-run-*/*.wandb"))) == 1
     with (tmp_path / "sweep" / "sweep.csv").open() as file:

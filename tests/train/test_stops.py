@@ -53,7 +53,7 @@ def test_a_run_told_to_stop_loses_nothing(
     assert stopped.value.code == 128 + number
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert f"with resume={last} added to its overrides the run goes on from step 2" in caplog.text
+    assert f"with resume={last} added to its overrides the run resumes at step 2" in caplog.text
     checkpoint = torch.load(last, weights_only=True)
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
     assert (checkpoint["global_step"], batches) == (2, 2 * accumulated)  # between steps
@@ -121,8 +121,8 @@ def test_a_signal_to_all_processes_of_a_run_loses_nothing(
     assert run.returncode == 128 + number, said
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     step = torch.load(last, weights_only=True)["global_step"]
-    assert f"with resume={last} added to its overrides the run goes on from step {step}" in said
-    assert f"stopped behind step {step};" in said
+    assert f"with resume={last} added to its overrides the run resumes at step {step}" in said
+    assert f"stopped after step {step};" in said
 
 
 def test_a_run_that_fails_says_how_it_can_go_on(
@@ -138,11 +138,11 @@ def test_a_run_that_fails_says_how_it_can_go_on(
     monkeypatch.setattr(SegmentationModule, "on_train_batch_start", power_cut)
     with pytest.raises(SystemExit):
         train(configure("recipe.save_every=3", steps=4))
-    assert "stopped behind step 2; no checkpoint had been written yet (recipe.save_every is 3" in caplog.text
+    assert "stopped after step 2; no checkpoint had been written yet (recipe.save_every is 3" in caplog.text
     with pytest.raises(SystemExit):
         train(configure("recipe.save_every=1", steps=4))
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert f"with resume={last} added to its overrides the run goes on from step 2" in caplog.text
+    assert f"with resume={last} added to its overrides the run resumes at step 2" in caplog.text
 
 
 def test_a_second_interrupt_ends_a_run_at_once(
@@ -158,4 +158,4 @@ def test_a_second_interrupt_ends_a_run_at_once(
         train(configure())
     assert stopped.value.code == 1
     assert "Ctrl-C again ends at once" in caplog.text
-    assert "stopped behind step 0; no checkpoint had been written yet" in caplog.text
+    assert "stopped after step 0; no checkpoint had been written yet" in caplog.text

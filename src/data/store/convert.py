@@ -62,7 +62,7 @@ def convert_split(
         folder: of the split in the store.
         class_map: label maps with other ids than it knows are refused.
         workers: number of threads.
-        progress: called behind each photo, in any order.
+        progress: called after each photo, in any order.
 
     Raises:
         UserError: jpegtran is missing, or the disk is full; whole entries stay.
@@ -123,7 +123,7 @@ def verify_split(
         folder: of the split in the store.
         share: of the entries to check, 0 to 1; a random sample of at least one.
         workers: number of threads.
-        progress: called behind each photo.
+        progress: called after each photo.
 
     Returns:
         The entries that differ or are damaged, with the reason.

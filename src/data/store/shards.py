@@ -27,7 +27,7 @@ def write_shards(entries: Path, folder: Path, megabytes: int, progress: Callable
         entries: folder of the split in a store.
         folder: of the shards; appears when all are written, with the manifest.
         megabytes: about how large a shard is.
-        progress: called behind each entry.
+        progress: called after each entry.
 
     Raises:
         UserError: LitData is not installed, the folder holds something else, or the disk is full.
