@@ -25,9 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from src.checkpoints.growth import carry_weights, grow_weights
-from src.checkpoints.names import NameTableError
-from src.checkpoints.store import Checkpoint, load_weights, read
+from src.checkpoints.growth import start_from
 from src.config import CONFIG_DIR, build, run, sweep_jobs, to_plain
 from src.data.datamodule import SegmentationDataModule
 from src.engine.callbacks import LeanSteps, SynchronisedNorms
@@ -210,7 +208,8 @@ def _network(config: DictConfig, *, fresh: bool) -> nn.Module:
         )
     network: nn.Module = build(described)
     if config.init_from and fresh:
-        _start_from(network, config)
+        others = config.data.others if "new_classes" in config.data else None
+        start_from(network, config.init_from, list(config.data.classes), others)
     if config.activation_checkpointing:
         checkpoint_network(network)
     if config.channels_last:
@@ -219,43 +218,6 @@ def _network(config: DictConfig, *, fresh: bool) -> nn.Module:
         network.compile()
     log.info("%.2f M parameters", count_parameters(network) / 1e6)
     return network
-
-
-def _start_from(network: nn.Module, config: DictConfig) -> None:
-    """Weights of another run; where the data has new classes, these rows alone are new."""
-    checkpoint = read(config.init_from)
-    try:
-        _carry_over(network, checkpoint, config)
-    except NameTableError as error:
-        encoder = checkpoint.config["model"]["network"]["backbone"].get("name")
-        raise UserError(
-            f"{error}. Give this run the experiment and the model options that the checkpoint was trained with (its "
-            f"encoder is {encoder}), such as model/size=nano"
-        ) from error
-
-
-def _carry_over(network: nn.Module, checkpoint: Checkpoint, config: DictConfig) -> None:
-    if "new_classes" not in config.data:
-        theirs, ours = list(checkpoint.classes), list(config.data.classes)
-        log.info("weights start from %s", config.init_from)
-        pairs = list(zip(theirs, ours, strict=False))
-        if len(theirs) == len(ours) and all(a == b or (a not in ours and b not in theirs) for a, b in pairs):
-            # other names for the same, such as "lake"
-            load_weights(network, checkpoint)
-            for before, name in pairs:
-                if before != name:
-                    log.warning("  class %s starts as what was %s there", name, before)
-            return
-        new, left_out = carry_weights(network, checkpoint, ours)
-        if new:
-            log.warning("  classes that it does not have start from random values: %s", ", ".join(new))
-        if left_out:
-            log.warning("  classes that it has besides are left out: %s", ", ".join(left_out))
-        return
-    rows = grow_weights(network, checkpoint, list(config.data.classes), config.data.others)
-    log.info("weights start from %s, %s", config.init_from, "apart from:" if rows else "all of them")
-    for row in rows:
-        log.info("  %s, row %d (%s) is new: starts from %s", *row)
 
 
 def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 
 from src.checkpoints.store import build_network

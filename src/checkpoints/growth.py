@@ -1,9 +1,10 @@
-"""Starting a network from a checkpoint of other classes.
+"""Starting a network from a checkpoint, also of other classes.
 
 The class head has one row per class and a last one for "no object"; everything else of the network does not depend on
 the number of classes, except for the class embedding of mask piloting. Rows are carried over by the classes' names.
+Those of classes that the checkpoint does not have stay random, unless a trained network is taught them (``others``).
 
-A new row starts as a copy of the row of the class that the checkpoint gives to new objects ("others"), with a bias
+Then a new row starts as a copy of the row of the class that the checkpoint gives to new objects ("others"), with a bias
 that hands it a small share of that class's probability. Since exp(b + log p) + exp(b + log(1 - p)) = exp(b), the
 probabilities of all other classes and of "no object" stay exactly what they were (the idea of Cermelli et al.,
 "Modeling the Background for Incremental Learning in Semantic Segmentation", CVPR 2020, who share evenly; a small
@@ -12,6 +13,7 @@ share leaves the argmax alone).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,8 +21,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from src.checkpoints.names import check_fits
-from src.checkpoints.store import Checkpoint, CheckpointError
+from src.checkpoints.names import NameTableError, check_fits
+from src.checkpoints.store import Checkpoint, CheckpointError, load_weights, read
+from src.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SHARE = 0.01  # of the probability of "others", for each new class
 _LEFT = 0.5  # the least that "others" keeps
@@ -35,6 +40,53 @@ class NewRow(NamedTuple):
     row: int
     name: str
     start: str
+
+
+def start_from(network: nn.Module, path: str, classes: Sequence[str], others: str | None = None) -> None:
+    """Load the weights of another run, and log what starts otherwise.
+
+    Args:
+        network: built for ``classes``. path: of a checkpoint of the same architecture. classes: K names, ascending by
+            id.
+        others: where the network is taught new classes, see ``grow_weights``; None for other data.
+
+    Raises:
+        UserError: the checkpoint does not fit; CheckpointError: as ``grow_weights``, or it cannot be read.
+    """
+    checkpoint = read(path)
+    try:
+        if others is None:
+            _carry(network, checkpoint, classes)
+            return
+        rows = grow_weights(network, checkpoint, classes, others)
+    except NameTableError as error:
+        encoder = checkpoint.config["model"]["network"]["backbone"].get("name")
+        raise UserError(
+            f"{error}. Give this run the experiment and the model options that the checkpoint was trained with (its "
+            f"encoder is {encoder}), such as model/size=nano"
+        ) from error
+    log.info("weights start from %s, %s", path, "apart from:" if rows else "all of them")
+    for row in rows:
+        log.info("  %s, row %d (%s) is new: starts from %s", *row)
+
+
+def _carry(network: nn.Module, checkpoint: Checkpoint, classes: Sequence[str]) -> None:
+    known = list(checkpoint.classes)
+    log.info("weights start from %s", checkpoint.path)
+    pairs = list(zip(known, classes, strict=False))
+    if len(known) == len(classes) and all(
+        a == b or (a not in classes and b not in known) for a, b in pairs
+    ):  # other names for the same, such as "lake"
+        load_weights(network, checkpoint)
+        for before, name in pairs:
+            if before != name:
+                log.warning("  class %s starts as what was %s there", name, before)
+        return
+    new, left_out = carry_weights(network, checkpoint, classes)
+    if new:
+        log.warning("  classes that it does not have start from random values: %s", ", ".join(new))
+    if left_out:
+        log.warning("  classes that it has besides are left out: %s", ", ".join(left_out))
 
 
 def grow_weights(
