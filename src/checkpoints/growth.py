@@ -4,8 +4,8 @@ The class head has one row per class and a last one for "no object"; everything 
 the number of classes, except for the class embedding of mask piloting. Rows are carried over by the classes' names.
 Those of classes that the checkpoint does not have stay random, unless a trained network is taught them (``others``).
 
-Then a new row starts as a copy of the row of the class that the checkpoint gives to new objects ("others"), with a bias
-that hands it a small share of that class's probability. Since exp(b + log p) + exp(b + log(1 - p)) = exp(b), the
+Then a new row starts as a copy of the row of the class that the checkpoint gives to new objects ("others"), with a
+bias that hands it a small share of that class's probability. Since exp(b + log p) + exp(b + log(1 - p)) = exp(b), the
 probabilities of all other classes and of "no object" stay exactly what they were (the idea of Cermelli et al.,
 "Modeling the Background for Incremental Learning in Semantic Segmentation", CVPR 2020, who share evenly; a small
 share leaves the argmax alone).
