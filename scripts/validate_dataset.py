@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from src.audit.faults import Fault, PhotoCheck, Task, check_photo, find_leaks, match_files
-from src.audit.layout import absent_splits, class_maps, draw_missing_scenes, existing_splits
+from src.audit.layout import absent_splits, class_maps, draw_missing_scenes, existing_splits, pseudo_labels
 from src.audit.parallel import map_files
 from src.config import data_config
 from src.data.classes import ClassMap, Taxonomy
@@ -44,7 +44,7 @@ def validate(data: dict[str, object], workers: int) -> tuple[list[Fault], dict[s
         detail = f"no such folder, nor {folders.labels}"
         faults.append(Fault("missing pair", split, folders.images, detail))
     for split, folders in existing_splits(data).items():
-        found, unmatched = match_files(split, folders)
+        found, unmatched = match_files(split, folders, pseudo_labels(data) if split == "train" else None)
         tasks += found
         faults += unmatched
         photos[split] = len(found)

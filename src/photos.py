@@ -281,7 +281,7 @@ def _orientation(path: Path, photo: Image.Image) -> int:
             f"{path}: its EXIF block is damaged ({error}), so which side is up is unknown. Save the photo "
             "again or strip its metadata."
         ) from error
-    return orientation if orientation in range(1, 9) else 1
+    return int(orientation) if orientation in range(1, 9) else 1  # a fraction in some files
 
 
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

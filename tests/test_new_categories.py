@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from scripts.compare_categories import main as compare
 from scripts.degrade_labels import degrade
 from scripts.degrade_labels import main as degrade_labels
 from scripts.make_pseudo_labels import main as make_pseudo_labels
+from scripts.validate_dataset import validate
 from src.checkpoints.store import build_network, load, read, write
-from src.config import compose_config, to_plain
+from src.config import compose_config, data_config, to_plain
 from src.data.pseudo_labels import PseudoLabels
 from src.errors import UserError
 from src.inference import Predictor
@@ -167,6 +169,35 @@ def test_a_checkpoint_that_cannot_grow_is_refused(lake: Path, base: Path, tmp_pa
     fewer = ["~known_classes.sky", "data.class_map={0: 0, 5: ignore}"]
     with pytest.raises(UserError, match=r"knows sky, which data\.classes"):
         train(taught_config(lake, tmp_path / "run", base, *fewer))
+
+
+def test_the_validator_knows_pseudo_labels(lake: Path, tmp_path: Path) -> None:
+    root = tmp_path / "lake"
+    shutil.copytree(lake, root)
+    data = data_config(
+        [
+            "data=new_categories",
+            f"data.root={root}",
+            "~known_classes.ground",
+            "data.new_classes=[ground]",
+            "data.class_map={0: 0, 1: 1, 2: 2, 3: 3, 4: background, 5: sky, 6: water}",
+            "data.evaluation_class_map={4: ground}",
+        ]
+    )
+    maps = sorted((root / "pseudo_labels/train").rglob("*.png"))
+    (root / "annotations/train" / maps[0].name).unlink()  # a photo with pseudo labels alone
+    assert validate(data, workers=1)[0] == []
+    Image.open(maps[0]).crop((0, 0, 90, 90)).save(maps[0])
+    (fault,) = validate(data, workers=1)[0]
+    assert (fault.kind, fault.path) == ("unreadable", maps[0])
+
+
+def test_index_maps_and_soft_maps_lie_side_by_side(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "car").mkdir()
+    for path in (tmp_path / "a.png", tmp_path / "car/a.png"):
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
+    assert PseudoLabels(tmp_path, ["car"]).files("a") == [tmp_path / "a.png", tmp_path / "car/a.png"]
+    assert "not used" not in caplog.text
 
 
 class TestDegrading:

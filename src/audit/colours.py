@@ -64,7 +64,7 @@ def foreign_palette(path: Path, ids: NDArray[np.intp], taxonomy: Taxonomy, class
         shown = known.get(tuple(colours[raw].tolist()))
         if shown is None:
             return None
-        if meaning(class_map, raw) not in shown:
+        if meaning(class_map, raw) not in (*shown, IGNORE):
             wrong.append(f"id {raw} in the colour of {taxonomy.names[shown[0]]} ({shown[0]})")
     return f"the palette shows {', '.join(wrong)}; save class ids instead of colours" if wrong else None
 

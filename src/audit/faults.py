@@ -2,7 +2,8 @@
 
 What is looked for, and what it is called in a ``Fault``:
 
-* ``unreadable``: an empty, truncated or damaged file, or one of another format than its name says.
+* ``unreadable``: an empty, truncated or damaged file, or one of another format than its name says; a pseudo label of
+  another size than its photo.
 * ``missing pair``: a photo without a label map or a label map without a photo; two files of one stem; a split of
   ``data.folders`` with neither.
 * ``size mismatch``: photo (upright, EXIF orientation applied) and label map differ in size.
@@ -32,6 +33,7 @@ from src.audit.colours import coloured_picture, foreign_palette, grey_picture, m
 from src.audit.leakage import same_photos, thumbnail
 from src.data.classes import ClassMap, Taxonomy
 from src.data.folder import SplitFolders, in_subfolders, stem_of
+from src.data.pseudo_labels import PseudoLabels, read_map
 from src.errors import UserError
 from src.photos import LABEL_SUFFIXES, PHOTO_SUFFIXES, PhotoError, read_label, read_photo
 from src.structures import IGNORE
@@ -75,10 +77,13 @@ class Task(NamedTuple):
     split: str
     image: Path
     label: Path | None
+    pseudo_labels: tuple[Path, ...] = ()
 
 
-def match_files(split: str, folders: SplitFolders) -> tuple[list[Task], list[Fault]]:
-    """Pair photos and label maps by stem; whatever stays alone is a fault."""
+def match_files(
+    split: str, folders: SplitFolders, pseudo_labels: PseudoLabels | None = None
+) -> tuple[list[Task], list[Fault]]:
+    """Pair photos and label maps by stem; whatever stays alone is a fault, but for photos with pseudo labels."""
     images, labels = _by_stem(folders.images, PHOTO_SUFFIXES), _by_stem(folders.labels, LABEL_SUFFIXES)
     faults = []
     if not images and not labels:
@@ -92,7 +97,8 @@ def match_files(split: str, folders: SplitFolders) -> tuple[list[Task], list[Fau
     others: dict[str, Path] = {}
     for file in sorted(folders.labels.iterdir()) if folders.labels.is_dir() else []:
         others.setdefault(stem_of(file), file)
-    for stem in sorted(images.keys() - labels.keys()):
+    pseudo = set() if pseudo_labels is None else pseudo_labels.names
+    for stem in sorted(images.keys() - labels.keys() - pseudo):
         hint = f"; {others[stem].name} is no PNG, and lossy formats change ids" if stem in others else ""
         detail = f"no label map {stem}.png in {folders.labels}{hint}"
         faults.append(Fault("missing pair", split, images[stem][0], detail))
@@ -106,7 +112,13 @@ def match_files(split: str, folders: SplitFolders) -> tuple[list[Task], list[Fau
                 )
             )
     tasks = [
-        Task(split, images[stem][0], labels[stem][0] if stem in labels else None) for stem in sorted(images)
+        Task(
+            split,
+            images[stem][0],
+            labels[stem][0] if stem in labels else None,
+            () if pseudo_labels is None else tuple(pseudo_labels.files(stem)),
+        )
+        for stem in sorted(images)
     ]
     return tasks, faults
 
@@ -127,6 +139,11 @@ def check_photo(task: Task, taxonomy: Taxonomy, class_map: ClassMap) -> PhotoChe
             Fault(kind, task.split, task.label, detail)
             for kind, detail in check_label(task.label, size, taxonomy, class_map)
         ]
+    for path in task.pseudo_labels:
+        try:
+            read_map(path, read_label(path).shape if size is None else size)
+        except (PhotoError, OSError) as error:
+            faults.append(Fault("unreadable", task.split, path, _without_path(error, path)))
     return PhotoCheck(faults, digest, small)
 
 

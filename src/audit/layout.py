@@ -10,6 +10,7 @@ from typing import Any
 from src.data.classes import ClassMap, Taxonomy
 from src.data.folder import IMAGE_FOLDERS, LABEL_FOLDER, SplitFolders, benchmark_folders
 from src.data.new_categories import NewCategoryData
+from src.data.pseudo_labels import PseudoLabels
 from src.data.synthetic import holds_scenes, write_synthetic_dataset
 from src.errors import UserError
 from src.files import given_path
@@ -53,6 +54,14 @@ def class_maps(data: Mapping[str, Any]) -> dict[str, ClassMap]:
     return {
         split: training if split == "train" else whole for split in (*SPLITS, *(data.get("folders") or ()))
     }
+
+
+def pseudo_labels(data: Mapping[str, Any]) -> PseudoLabels | None:
+    """Those of the training photos, where the dataset has them; errors as ``PseudoLabels``."""
+    if not data.get("new_classes") or data.get("supervision", "pseudo") != "pseudo":
+        return None
+    folder = given_path(data["root"], "data.root") / Path(str(data["pseudo_labels"])).expanduser()
+    return PseudoLabels(folder, data["new_classes"], data.get("pseudo_class_map"))
 
 
 def absent_splits(data: Mapping[str, Any]) -> dict[str, SplitFolders]:

@@ -32,6 +32,7 @@ from src.data.folder import (
     SplitFolders,
     benchmark_folders,
     find_pairs,
+    holds_files,
 )
 from src.data.sampling import CropSampler, EvaluationSampler, ResumableLoader
 from src.data.source import PhotoSource
@@ -40,6 +41,7 @@ from src.data.store.source import StoreSource
 from src.data.synthetic import write_synthetic_dataset
 from src.errors import UserError
 from src.files import given_path
+from src.photos import LABEL_SUFFIXES, PHOTO_SUFFIXES
 from src.structures import CropBatch, LabelledImage
 
 log = logging.getLogger(__name__)
@@ -249,7 +251,8 @@ class SegmentationDataModule(LightningDataModule):
             stream,
             batch_size=self._batch_size if training else 1,
             collate_fn=collate_crops if training else single,
-            **self._loading(),
+            # LitData counts epochs in this process: one that ends early would begin again in a worker that stays
+            **self._loading() | ({"persistent_workers": False} if training else {}),
         )
         if training and len(loader) == 0:
             raise UserError(
@@ -288,7 +291,7 @@ class SegmentationDataModule(LightningDataModule):
             images, labels = self._split_folders(split)
         except DatasetError:  # in the benchmark's layout one of them is missing
             return False
-        return images.is_dir() and labels.is_dir()
+        return holds_files(images, PHOTO_SUFFIXES) and holds_files(labels, LABEL_SUFFIXES)
 
     def _split_folders(self, split: str) -> SplitFolders:
         if self._folders is None:

@@ -69,7 +69,7 @@ def benchmark_folders(root: Path, split: str) -> SplitFolders:
             published.
     """
     candidates = [root / name / split for name in IMAGE_FOLDERS]
-    found = [folder for folder in candidates if folder.is_dir() and _files(folder, PHOTO_SUFFIXES)]
+    found = [folder for folder in candidates if holds_files(folder, PHOTO_SUFFIXES)]
     labels = root / LABEL_FOLDER / split
     if not found or not labels.is_dir():
         missing = labels if found else candidates[0]
@@ -213,8 +213,19 @@ def in_subfolders(folder: Path, suffixes: frozenset[str]) -> int:
     return sum(path.suffix.lower() in suffixes for place in inner for path in place.rglob("*"))
 
 
-def files_by_stem(folder: Path, suffixes: frozenset[str], kind: str) -> dict[str, Path]:
+def holds_files(folder: Path, suffixes: frozenset[str]) -> bool:
+    """Whether there is such a folder, with visible files of these kinds in it."""
+    return folder.is_dir() and bool(_files(folder, suffixes))
+
+
+def files_by_stem(
+    folder: Path, suffixes: frozenset[str], kind: str, *, report_subfolders: bool = True
+) -> dict[str, Path]:
     """The visible files of a folder by stem.
+
+    Args:
+        folder, suffixes: of the files. kind: what they are, for messages. report_subfolders: warn of such files below
+            sub-folders, which are not used.
 
     Raises:
         DatasetError: there are none, or a stem occurs twice.
@@ -239,7 +250,7 @@ def files_by_stem(folder: Path, suffixes: frozenset[str], kind: str) -> dict[str
         raise DatasetError(
             f"{folder}: no {kind} in this folder; looked for files ending in {endings} (any case).{hint}"
         )
-    if inner:
+    if inner and report_subfolders:
         log.warning("%s: %d %ss in sub-folders are not used; move them up to use them", folder, inner, kind)
     twice = [" and ".join(file.name for file in files) for files in by_stem.values() if len(files) > 1]
     if twice:

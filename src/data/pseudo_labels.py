@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from src.data.folder import DatasetError, files_by_stem, listed, stem_of
+from src.data.folder import DatasetError, files_by_stem, holds_files, listed, stem_of
 from src.data.preview import LabelPreview
 from src.data.source import LabelledPhoto, PhotoSource, Window
 from src.errors import UserError
@@ -83,6 +83,10 @@ class PseudoLabels:
         """Stems of the photos that have any."""
         return set(self._index).union(*self._soft)
 
+    def files(self, name: str) -> list[Path]:
+        """The maps of a photo."""
+        return [maps[name] for maps in (self._index, *self._soft) if name in maps]
+
     def scores(self, name: str, size: tuple[int, int]) -> NDArray[np.uint8]:
         """Scores (H, W, N) of a photo, 0..254, ``IGNORE`` where nothing is known.
 
@@ -90,10 +94,10 @@ class PseudoLabels:
             PhotoError: a file is damaged, or its size is not the photo's.
         """
         scores = np.full((*size, len(self.new_classes)), IGNORE, np.uint8)
-        index = _read(self._index[name], size) if name in self._index else None
+        index = read_map(self._index[name], size) if name in self._index else None
         for channel, soft in enumerate(self._soft):
             if name in soft:
-                scores[..., channel] = _SOFT[_read(soft[name], size)]
+                scores[..., channel] = _SOFT[read_map(soft[name], size)]
             elif index is not None:
                 scores[..., channel] = self._tables[channel][index]
         return scores
@@ -103,12 +107,14 @@ _SOFT = np.rint(np.arange(256) * (CERTAIN / 255)).astype(np.uint8)
 
 
 def _maps(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir() or not any(file.suffix.lower() in LABEL_SUFFIXES for file in folder.iterdir()):
+    if not holds_files(folder, LABEL_SUFFIXES):
         return {}
-    return files_by_stem(folder, LABEL_SUFFIXES, "pseudo label")
+    # soft maps lie in sub-folders beside the index maps
+    return files_by_stem(folder, LABEL_SUFFIXES, "pseudo label", report_subfolders=False)
 
 
-def _read(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+def read_map(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A map of a photo of (height, width) pixels; raises ``PhotoError`` as ``PseudoLabels.scores``."""
     label = read_label(path)
     if label.shape != size:
         raise PhotoError(

@@ -153,19 +153,22 @@ class EntryStream(StreamingDataset):
     def __getitem__(self, index: Any) -> Any:
         try:
             sample = super().__getitem__(index)
+            content, number = sample["entry"], int(sample["number"])
+            name = str(sample["name"])
         except _UNREACHABLE as error:
             raise self._unreadable(error) from error
-        except (struct.error, ValueError, LookupError, EOFError) as error:
+        except (struct.error, TypeError, ValueError, LookupError, EOFError) as error:
             raise StoreError(f"{self._place}: a shard is damaged ({error}). {_CURE}") from error
-        if Path(sample["name"]).name != sample["name"]:  # predictions get it as their file name
-            raise StoreError(f"{self._place}: {sample['name']!r} is no name of a photo. {_CURE}")
-        content = sample["entry"]  # bytes, or a view of the shard's: only what a window needs is copied
-        name = f"{self._place}: {sample['name']}"
+        if Path(name).name != name:  # predictions get it as their file name
+            raise StoreError(f"{self._place}: {name!r} is no name of a photo. {_CURE}")
+        # bytes, or a view of the shard's: only what a window needs is copied
         entry = Entry(
-            lambda offset, length: bytes(content[offset : offset + length]), len(content), name, _CURE
+            lambda offset, length: bytes(content[offset : offset + length]),
+            len(content),
+            f"{self._place}: {name}",
+            _CURE,
         )
-        photo = StorePhoto(sample["name"], entry, self._class_map)
-        return self._make(photo, int(self.current_epoch), int(sample["number"]))
+        return self._make(StorePhoto(name, entry, self._class_map), int(self.current_epoch), number)
 
     def _unreadable(self, error: Exception) -> StoreError:
         return StoreError(

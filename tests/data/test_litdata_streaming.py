@@ -226,12 +226,15 @@ def test_resuming_with_other_workers(shards: Path, tmp_path: Path) -> None:
     assert len(left_out) < 2 * 2
 
 
-def test_epochs_that_end_early_go_on_after_a_resume(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epochs_that_end_early_go_on_after_a_resume(shards: Path, tmp_path: Path, workers: int) -> None:
     """Lightning ends them with ``limit_train_batches``."""
     checkpoint = tmp_path / "stopped.ckpt"
     options = {"limit_train_batches": 5, "max_epochs": 4}
-    whole = fit(datamodule(str(shards), tmp_path), tmp_path, callbacks=[SaveAt(checkpoint, 8)], **options)
-    resumed = fit(datamodule(str(shards), tmp_path), tmp_path, resume=checkpoint, **options)
+    data = [datamodule(str(shards), tmp_path, num_workers=workers) for _ in range(2)]
+    whole = fit(data[0], tmp_path, callbacks=[SaveAt(checkpoint, 8)], **options)
+    assert len(set(whole.crops)) == len(whole.crops)  # no epoch repeats another
+    resumed = fit(data[1], tmp_path, resume=checkpoint, **options)
     assert resumed.crops == whole.crops[16:]
 
 

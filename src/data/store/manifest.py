@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 from src.data.folder import Pair
 from src.data.store.entry import FORMAT_VERSION, StoreError, check_version
@@ -43,7 +44,7 @@ class Fingerprint(NamedTuple):
 
     def matches(self, path: Path) -> bool:
         """Whether a file still is what it was; reads it only where its date alone has changed."""
-        if path.name != self.file or path.stat().st_size != self.length:
+        if normalize("NFC", path.name) != normalize("NFC", self.file) or path.stat().st_size != self.length:
             return False
         if self.is_dated(path):
             return True

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ class StoreSource:
         self._records = manifest.entries
         self._failed = manifest.failed
         self.names: Sequence[str] = tuple(sorted(manifest.entries))
-        present = {path.name for path in folder.iterdir()}
+        present = {normalize("NFC", path.name) for path in folder.iterdir()}  # some file systems part accents
         missing = [name for name in self.names if name + SUFFIX not in present]
         if missing or not self.names:
             raise StoreError(
