@@ -180,7 +180,7 @@ def test_the_validator_knows_pseudo_labels(lake: Path, tmp_path: Path) -> None:
             f"data.root={root}",
             "~known_classes.ground",
             "data.new_classes=[ground]",
-            "data.class_map={0: 0, 1: 1, 2: 2, 3: 3, 4: background, 5: sky, 6: water}",
+            "+data.class_map={0: 0, 1: 1, 2: 2, 3: 3, 4: background, 5: sky, 6: water}",
             "data.evaluation_class_map={4: ground}",
         ]
     )
@@ -189,7 +189,7 @@ def test_the_validator_knows_pseudo_labels(lake: Path, tmp_path: Path) -> None:
     assert validate(data, workers=1)[0] == []
     Image.open(maps[0]).crop((0, 0, 90, 90)).save(maps[0])
     (fault,) = validate(data, workers=1)[0]
-    assert (fault.kind, fault.path) == ("unreadable", maps[0])
+    assert (fault.kind, fault.file) == ("unreadable", maps[0])
 
 
 def test_index_maps_and_soft_maps_lie_side_by_side(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
