@@ -28,7 +28,7 @@ from torch import Tensor
 
 from scripts.bench_network import Worker, answer, make_photo, peak_gib, table, training_config
 from src.allocation import return_freed_memory
-from src.checkpoints.store import build_network
+from src.checkpoints.network import build_network
 from src.data.targets import boundary_map
 from src.losses.criterion import SetCriterion
 from src.losses.matcher import HungarianMatcher

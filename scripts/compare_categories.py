@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from src.checkpoints.store import Checkpoint, load_network, read
+from src.checkpoints.files import Checkpoint, read
+from src.checkpoints.network import load_network
 from src.config import build, data_config
 from src.data.new_categories import NewCategoryData
 from src.engine.categories import comparison_table, write_comparison

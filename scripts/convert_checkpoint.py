@@ -22,9 +22,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src.checkpoints import store
+from src.checkpoints.files import PREFIX, read, read_tensors, write, write_file
 from src.checkpoints.formats import FORMATS, Format
 from src.checkpoints.names import NameTableError, check_fits
+from src.checkpoints.network import build_network
 from src.config import CONFIG_DIR, compose_config, to_plain
 from src.errors import UserError, explained
 from src.files import check_writable, write_atomically
@@ -69,17 +70,17 @@ def import_checkpoint(source: Path, target: Path, form: Format, classes: str | N
         UserError: unreadable file, or another number of classes than ``classes`` has.
         NameTableError: tensors do not fit the table or the network.
     """
-    state = form.to_ours(store.read_tensors(source))
+    state = form.to_ours(read_tensors(source))
     config = network_config(form.overrides(state), num_classes(state, source), classes)
-    check_fits(state, store.build_network(config).state_dict(), str(source))
-    store.write(target, config, state)
+    check_fits(state, build_network(config).state_dict(), str(source))
+    write(target, config, state)
     return len(state)
 
 
 def _other_format(source: Path, form: Format) -> str:
     """What a file may be that does not fit the format it was taken for."""
-    state = store.read_tensors(source)
-    if any(name.startswith(store.PREFIX) for name in state):
+    state = read_tensors(source)
+    if any(name.startswith(PREFIX) for name in state):
         return "It looks like a checkpoint of this project, which needs no conversion."
     for name, other in FORMATS.items():
         if other is not form:
@@ -98,16 +99,16 @@ def export_checkpoint(source: Path, target: Path, form: Format) -> int:
     Raises:
         CheckpointError: unreadable file. NameTableError: the other program has no such network.
     """
-    checkpoint = store.read(source)
+    checkpoint = read(source)
     theirs = form.to_theirs(checkpoint.state)
     expected = network_config(form.overrides(checkpoint.state), len(checkpoint.classes))
-    check_fits(checkpoint.state, store.build_network(expected).state_dict(), str(source))
+    check_fits(checkpoint.state, build_network(expected).state_dict(), str(source))
     if target.suffix == ".safetensors":  # what Hugging Face reads: tensors and nothing else
         tensors = {name: tensor.contiguous() for name, tensor in theirs.items()}
         write_atomically(target, safetensors.torch.save(tensors, metadata={"format": "pt"}))
         return len(theirs)
     names, colours = tuple(checkpoint.classes), [list(colour) for colour in checkpoint.classes.values()]
-    store.write_file(
+    write_file(
         target, {"meta": {"dataset_meta": {"classes": names, "palette": colours}}, "state_dict": theirs}
     )
     return len(theirs)

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from src.checkpoints.store import load_network, read
+from src.checkpoints.files import read
+from src.checkpoints.network import load_network
 from src.errors import UserError, explained
 from src.files import check_writable, write_atomically
 from src.inference import Predictor

@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from src.checkpoints.store import Checkpoint, load_network, read
+from src.checkpoints.files import Checkpoint, read
+from src.checkpoints.network import load_network
 from src.config import CONFIG_DIR, build, run, to_plain
 from src.data.datamodule import SegmentationDataModule
 from src.data.folder import DatasetError

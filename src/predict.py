@@ -20,7 +20,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from src.checkpoints.store import Checkpoint, load_network, read
+from src.checkpoints.files import Checkpoint, read
+from src.checkpoints.network import load_network
 from src.config import CONFIG_DIR, run, to_plain
 from src.errors import UserError, explained
 from src.files import check_writable, given_path, remove_leftovers

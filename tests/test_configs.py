@@ -8,7 +8,7 @@ import torch
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 
-from src.checkpoints.store import build_network
+from src.checkpoints.network import build_network
 from src.config import CONFIG_DIR, compose_config, to_plain
 from src.structures import IGNORE, Targets
 

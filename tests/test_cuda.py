@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from src.checkpoints.store import build_network
+from src.checkpoints.network import build_network
 from src.config import compose_config, to_plain
 from src.evaluate import evaluate
 from src.inference import Predictor

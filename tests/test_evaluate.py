@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from src.checkpoints.store import build_network, write
+from src.checkpoints.files import write
+from src.checkpoints.network import build_network
 from src.config import compose_config, to_plain
 from src.errors import UserError
 from src.evaluate import _tell_other_sizes, evaluate

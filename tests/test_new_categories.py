@@ -18,7 +18,8 @@ from scripts.degrade_labels import degrade
 from scripts.degrade_labels import main as degrade_labels
 from scripts.make_pseudo_labels import main as make_pseudo_labels
 from scripts.validate_dataset import validate
-from src.checkpoints.store import build_network, load, read, write
+from src.checkpoints.files import read, write
+from src.checkpoints.network import build_network, load
 from src.config import compose_config, data_config, to_plain
 from src.data.pseudo_labels import PseudoLabels
 from src.errors import UserError

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from src.checkpoints.store import write
+from src.checkpoints.files import write
 from src.config import build, compose_config, to_plain
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "inspect_predictions.ipynb"

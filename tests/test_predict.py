@@ -18,7 +18,8 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from src.checkpoints.store import build_network, load, write
+from src.checkpoints.files import write
+from src.checkpoints.network import build_network, load
 from src.config import compose_config, to_plain
 from src.errors import UserError, explained
 from src.inference import Predictor

@@ -21,8 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from src.checkpoints.files import Checkpoint, CheckpointError, read
 from src.checkpoints.names import NameTableError, check_fits
-from src.checkpoints.store import Checkpoint, CheckpointError, load_weights, read
+from src.checkpoints.network import load_weights
 from src.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from src.checkpoints.store import read_file, write_file
+from src.checkpoints.files import read_file, write_file
 from src.errors import INTERRUPTED
 from src.structures import CropBatch
 

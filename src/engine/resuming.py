@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from src.checkpoints.store import read_training
+from src.checkpoints.files import read_training
 from src.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from src.checkpoints.store import CheckpointError
+from src.checkpoints.files import CheckpointError
 from src.data.datamodule import SegmentationDataModule
 from src.data.new_categories import NewCategoryData
 from src.errors import UserError

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from src.allocation import return_freed_memory
-from src.checkpoints.store import load_network, read
+from src.checkpoints.files import read
+from src.checkpoints.network import load_network
 from src.inference.encoder import BandedEncoder
 from src.inference.folding import inference_copy
 from src.inference.high_resolution import HighResolutionBranch

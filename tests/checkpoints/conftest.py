@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from src.checkpoints.names import translate
+from src.checkpoints.network import build_network
 from src.checkpoints.released_massformer import RELEASED_MASSFORMER
-from src.checkpoints.store import build_network
 from src.config import compose_config, to_plain
 
 

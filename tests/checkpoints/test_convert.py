@@ -5,9 +5,10 @@ import torch
 
 from scripts.convert_checkpoint import main, network_config, numbered_classes
 from src.checkpoints import load
+from src.checkpoints.files import read, read_tensors, write
 from src.checkpoints.formats import FORMATS
 from src.checkpoints.names import NameTableError
-from src.checkpoints.store import build_network, read, read_tensors, write
+from src.checkpoints.network import build_network
 from src.config import compose_config, to_plain
 
 RELEASE = FORMATS["massformer-release"]

@@ -6,9 +6,10 @@ import functools
 import pytest
 import torch
 
+from src.checkpoints.files import CheckpointError, read, write
 from src.checkpoints.growth import SHARE, carry_weights, grow_weights
 from src.checkpoints.names import NameTableError
-from src.checkpoints.store import CheckpointError, build_network, read, write
+from src.checkpoints.network import build_network
 from src.config import compose_config, to_plain
 
 SMALL = [

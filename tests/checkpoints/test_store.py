@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from src.checkpoints import CheckpointError, load
+from src.checkpoints.files import read, read_file, read_tensors, write
 from src.checkpoints.names import NameTableError
-from src.checkpoints.store import build_network, load_weights, read, read_file, read_tensors, write
+from src.checkpoints.network import build_network, load_weights
 from src.config import compose_config, to_plain
 from src.errors import UserError
 from src.structures import MaskPrediction

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from src.checkpoints.store import CheckpointError
+from src.checkpoints.files import CheckpointError
 from src.config import compose_config, to_plain
 from src.data.new_categories import NewCategoryData
 from src.engine.stored_data import build_data

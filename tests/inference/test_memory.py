@@ -81,7 +81,7 @@ PREDICT = """
 import sys
 import numpy as np
 import torch
-from src.checkpoints.store import build_network
+from src.checkpoints.network import build_network
 from src.config import compose_config, to_plain
 from src.inference import Predictor
 

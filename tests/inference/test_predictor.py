@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from src.checkpoints.store import build_network
+from src.checkpoints.network import build_network
 from src.config import compose_config, to_plain
 from src.inference import Predictor, predict_labels, semantic_scores
 from src.inference.folding import inference_copy

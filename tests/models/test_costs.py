@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.checkpoints.store import build_network
+from src.checkpoints.network import build_network
 from src.config import compose_config, to_plain
 from src.models.costs import OTHER, UNCOUNTED_BY_PAPER, count_macs, total
 from src.models.deformable import DeformableConv

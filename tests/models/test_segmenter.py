@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.checkpoints.store import build_network
+from src.checkpoints.network import build_network
 from src.config import compose_config, to_plain
 from src.models.segmenter import count_parameters
 from src.structures import MaskPrediction, TrainingPrediction

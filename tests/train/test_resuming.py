@@ -13,7 +13,8 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from src.checkpoints.store import build_network, write
+from src.checkpoints.files import write
+from src.checkpoints.network import build_network
 from src.config import to_plain
 from src.engine.checkpointing import WholeCheckpoints
 from src.engine.module import SegmentationModule

@@ -11,7 +11,8 @@ import pytest
 import torch
 from omegaconf import DictConfig, open_dict
 
-from src.checkpoints.store import build_network, write
+from src.checkpoints.files import write
+from src.checkpoints.network import build_network
 from src.config import compose_config, to_plain
 from src.engine.module import SegmentationModule
 from src.errors import UserError
