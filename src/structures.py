@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 IGNORE = 255
+CERTAIN, EVEN = 254, 127  # pseudo scores, 0..254: the highest, and the one that says nothing
 
 
 class PixelFeatures(NamedTuple):

@@ -19,12 +19,12 @@ from src.data.datamodule import SegmentationDataModule
 from src.data.datasets import Crop, CropMaker, PseudoCrop, RawCropBatch, augmented, planes
 from src.data.device_transforms import flip_chosen
 from src.data.folder import FolderSource, Pair, match_files
-from src.data.pseudo_labels import EVEN, PseudoLabels, PseudoLabelSource
+from src.data.pseudo_labels import PseudoLabels, PseudoLabelSource
 from src.data.source import PhotoSource
 from src.data.store.source import StoreSource
 from src.data.targets import boundary_map
 from src.errors import UserError
-from src.structures import IGNORE
+from src.structures import EVEN, IGNORE
 
 SUPERVISION = ("pseudo", "precise")
 

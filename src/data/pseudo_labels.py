@@ -25,12 +25,9 @@ from src.data.preview import LabelPreview
 from src.data.source import LabelledPhoto, PhotoSource, Window
 from src.errors import UserError
 from src.photos import LABEL_SUFFIXES, PhotoError, photo_size, read_label, read_photo
-from src.structures import IGNORE
+from src.structures import CERTAIN, EVEN, IGNORE
 
 log = logging.getLogger(__name__)
-
-CERTAIN = 254  # scores are kept as 0..254, and IGNORE where nothing is known
-EVEN = 127
 
 
 class PseudoLabels:

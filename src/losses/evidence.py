@@ -21,9 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.structures import IGNORE
+from src.structures import CERTAIN, IGNORE
 
-CERTAIN = 254  # the highest pseudo score; half of it, 127, means that nothing is known
 _SURE = 0.5  # a class whose absence is believed less than this anywhere may be there: scores from 0.25 on
 
 
