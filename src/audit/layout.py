@@ -57,10 +57,12 @@ def class_maps(data: Mapping[str, Any]) -> dict[str, ClassMap]:
 
 
 def pseudo_labels(data: Mapping[str, Any]) -> PseudoLabels | None:
-    """Those of the training photos, where the dataset has them; errors as ``PseudoLabels``."""
+    """Those of the training photos; None where there are none yet. Errors as ``PseudoLabels``."""
     if not data.get("new_classes") or data.get("supervision", "pseudo") != "pseudo":
         return None
     folder = given_path(data["root"], "data.root") / Path(str(data["pseudo_labels"])).expanduser()
+    if not folder.is_dir():
+        return None
     return PseudoLabels(folder, data["new_classes"], data.get("pseudo_class_map"))
 
 

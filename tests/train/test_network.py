@@ -46,6 +46,12 @@ def test_overfitting_one_crop_drives_the_loss_below_a_tenth(configure: Callable[
     assert min(losses[-10:]) < losses[0] / 10, losses[::10]
 
 
+@pytest.fixture
+def fresh_compiler() -> None:
+    """Without what other shapes have taught it: shapes that vary take it many times as long."""
+    torch.compiler.reset()
+
+
 def gradients_of(network: torch.nn.Module, *outputs: str) -> dict[str, torch.Tensor]:
     """Gradients of the mean squares of the last prediction's outputs and of its edges."""
     prediction = network(torch.randn(2, 3, 64, 64))
@@ -82,7 +88,9 @@ def test_recomputed_activations_change_neither_gradients_nor_statistics(
 
 
 @pytest.mark.slow
-def test_recomputation_in_a_compiled_network(configure: Callable[..., DictConfig]) -> None:
+def test_recomputation_in_a_compiled_network(
+    configure: Callable[..., DictConfig], fresh_compiler: None
+) -> None:
     config = configure("model/size=lite", "recipe.pooled_norm=frozen")
     gradients = []
     for compiled in (False, True):
@@ -129,7 +137,7 @@ def test_synchronised_norms_keep_their_kind(
 
 
 @pytest.mark.slow
-def test_a_compiled_network_agrees(configure: Callable[..., DictConfig]) -> None:
+def test_a_compiled_network_agrees(configure: Callable[..., DictConfig], fresh_compiler: None) -> None:
     torch.manual_seed(0)
     network = build(configure().model.network).eval()
     images = torch.randn(1, 3, 64, 96)
