@@ -26,6 +26,7 @@ from src.checkpoints.network import build_network
 from src.config import compose_config, to_plain
 from src.models.deformable import DeformableConv
 
+ELSEWHERE = {"THP_MEM_ALLOC_ENABLE": "0", "GOMP_SPINCOUNT": "300000"}  # what the libraries do by themselves
 ROOT = Path(__file__).resolve().parents[1]
 _CELL = 16  # pixels of a photo between two random colours
 _CALIBRATION = 384  # side of the images that norms and offsets fit
@@ -98,13 +99,13 @@ class Worker:
 
     Args:
         module: script to run with ``-m``. arguments: of it.
-        ours: whether it is this project's side; the others keep the allocator as it is elsewhere, see
-            ``src.allocation``.
+        ours: whether it is this project's side; the others keep the allocator and the threads as they are elsewhere,
+            see ``src.allocation`` and ``src.machine.share_cores``.
     """
 
     def __init__(self, module: str, arguments: Sequence[str], ours: bool) -> None:
         command = [sys.executable, "-m", module, *arguments]
-        environment = dict(os.environ) if ours else os.environ | {"THP_MEM_ALLOC_ENABLE": "0"}
+        environment = dict(os.environ) if ours else os.environ | ELSEWHERE
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _MEMORY = Path("/proc/meminfo")
+_SPINS = 1000  # about a microsecond or two
 
 
 def available_cores() -> int:
@@ -16,6 +17,18 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # which macOS lacks
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def share_cores() -> None:
+    """Let threads that wait for each other sleep soon, unless ``GOMP_SPINCOUNT`` or ``OMP_WAIT_POLICY`` is set.
+
+    PyTorch's threads meet at every operator. With GNU's OpenMP, which its wheels for Linux bring, those that wait
+    keep their cores busy, and where another program wants the same cores, they hold up the very ones that they wait
+    for: a training step beside another may take many times as long instead of twice (``scripts/bench_sharing.py``).
+    Acts on the whole process, and only before PyTorch is loaded.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(_SPINS))
 
 
 def free_memory() -> int | None:
