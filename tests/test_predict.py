@@ -187,13 +187,16 @@ def test_results_of_another_network_are_told(
 
 def test_files_that_stay_beside_new_ones_are_told(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run("outputs=[cutouts,masks]", "classes=[person]")
-    assert "stay as they are" not in capsys.readouterr().out
+    assert "stay as an earlier" not in capsys.readouterr().out
     run("outputs=[cutouts,masks]", "classes=[sky]")
     assert (
-        "stay as they are" not in capsys.readouterr().out
+        "stay as an earlier" not in capsys.readouterr().out
     )  # cut-outs of one class lie beside those of others
     run("outputs=[labels,masks]", "classes=[sky]")
-    assert "3 of the files asked for are there and stay as they are" in capsys.readouterr().out
+    assert (
+        "3 of the files asked for are there and stay as an earlier run has made them"
+        in capsys.readouterr().out
+    )
 
 
 def test_one_class_alone_has_its_score_as_share(tmp_path: Path) -> None:

@@ -59,12 +59,12 @@ def kept_lines(jobs: Sequence[Job], todo: Sequence[Job], network: str) -> list[s
     lines = []
     if done:
         lines.append(
-            f"{done} of {len(jobs)} photos are done already: their files are there, with the options of an earlier "
-            "run (overwrite=true makes them anew)"
+            f"{done} of {len(jobs)} photos are done already: their files are there, as an earlier run has made "
+            "them (overwrite=true makes them anew)"
         )
     if beside_new:
         lines.append(
-            f"{beside_new} of the files asked for are there and stay as they are, with the options of an earlier run "
+            f"{beside_new} of the files asked for are there and stay as an earlier run has made them "
             "(overwrite=true makes them anew)"
         )
     if by_others:
