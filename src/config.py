@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,22 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
         raise UserError(f"the chosen options do not fit together: {str(error).splitlines()[0]}") from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def refuse_unknown(config: Mapping[str, Any], files: str, prefix: str = "") -> None:
+    """Refuse keys that ``+key=value`` has added and that nothing would read.
+
+    Args:
+        config: part of a configuration. files: those below ``conf`` that have its keys, with wildcards.
+        prefix: of the part's keys, for the message.
+
+    Raises:
+        UserError: a key is in none of the files.
+    """
+    known = {key for file in Path(CONFIG_DIR).glob(files) for key in OmegaConf.load(file)}
+    if unknown := [f"{prefix}{key}" for key in config if key not in known]:
+        names = ", ".join(str(key) for key in config if key in known)
+        raise UserError(f"nothing reads {', '.join(unknown)}; known are {names}")
 
 
 def build(node: Any, **arguments: Any) -> Any:

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.checkpoints.files import Checkpoint, read
 from src.checkpoints.network import load_network
-from src.config import CONFIG_DIR, run, to_plain
+from src.config import CONFIG_DIR, refuse_unknown, run, to_plain
 from src.errors import UserError, explained
 from src.files import check_writable, given_path, remove_leftovers
 from src.inference.inputs import find_photos, names, others
@@ -66,6 +66,8 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     Raises:
         UserError: nothing can be predicted as configured; raised before any work is done.
     """
+    refuse_unknown({key: value for key, value in config.items() if key != "inference"}, "predict.yaml")
+    refuse_unknown(config["inference"], "inference/*.yaml", "inference.")
     console = Console(soft_wrap=True, highlight=False, markup=False)
     source, folder = _folders(config)
     precision = config["precision"]

@@ -26,10 +26,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from src.checkpoints.growth import start_from
-from src.config import CONFIG_DIR, build, run, sweep_jobs, to_plain
+from src.config import CONFIG_DIR, build, refuse_unknown, run, sweep_jobs, to_plain
 from src.data.datamodule import SegmentationDataModule
 from src.engine.callbacks import LeanSteps, SynchronisedNorms
-from src.engine.checkpointing import RunTimer, WholeCheckpoints, last_checkpoint
+from src.engine.checkpointing import RunTimer, WholeCheckpoints, keep_if_best, last_checkpoint
 from src.engine.logging import quiet_lightning
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
@@ -70,6 +70,7 @@ def train(config: DictConfig) -> float | None:
     """Train and validate; results lie in ``config.run_dir``."""
     quiet_lightning()
     plain = to_plain(config)
+    refuse_unknown(plain["recipe"], "recipe/*.yaml", "recipe.")
     _check_counts(plain["recipe"])
     if plain["trainer"]["max_steps"] == -1 and plain["trainer"].get("max_epochs") in (-1, None):
         raise UserError("recipe.steps=-1 trains without end: give trainer.max_epochs, or a number of steps")
@@ -96,7 +97,7 @@ def train(config: DictConfig) -> float | None:
         seed=config.seed,
         config=plain,
     )
-    _keep_metrics(folder)
+    _keep_earlier(folder, resumes=resume is not None)
     trainer = _trainer(config, plain)
     data.check_epoch(trainer.world_size, trainer.accumulate_grad_batches)
     _tell_crops(config, trainer)
@@ -114,6 +115,8 @@ def train(config: DictConfig) -> float | None:
         early = trainer.global_step < trainer.max_steps and trainer.max_epochs == -1
         if resume and not early and module.latest_scores is None:  # the run was ended in its last validation
             trainer.validate(module, data, verbose=False)
+            if trainer.is_global_zero and (score := trainer.callback_metrics.get("val/mBIoU")) is not None:
+                keep_if_best(Path(resume), folder, float(score))
         wandb.finish()  # says what it has to say before the results
         if trainer.is_global_zero and early:
             log.warning(
@@ -251,17 +254,18 @@ def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
 
 
 @rank_zero_only
-def _keep_metrics(folder: Path) -> None:
-    """Give the metrics and scores of an earlier run in the same folder other names.
+def _keep_earlier(folder: Path, *, resumes: bool) -> None:
+    """Give what an earlier run has left in the same folder other names; a resumed run keeps its checkpoints.
 
-    Lightning's logger would delete the metrics, and the scores would be taken for this run's until it has its own.
+    Lightning would replace checkpoints and metrics, and scores would be taken for this run's until it has its own.
     """
-    for metrics in (folder / "metrics.csv", folder / "scores.csv", folder / "scores.json"):
-        if metrics.exists():
-            earlier = (metrics.with_stem(f"{metrics.stem}_{number}") for number in itertools.count(1))
+    left = [folder / name for name in ("metrics.csv", "scores.csv", "scores.json")]
+    for path in left if resumes else [*left, folder / "checkpoints"]:
+        if path.exists():
+            earlier = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(1))
             kept = next(path for path in earlier if not path.exists())
-            metrics.rename(kept)
-            log.info("the %s of the run before are in %s", metrics.stem, kept)
+            path.rename(kept)
+            log.info("the %s of the run before are in %s", path.stem, kept)
 
 
 if __name__ == "__main__":

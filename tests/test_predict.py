@@ -410,6 +410,8 @@ def test_photos_of_the_same_stem_keep_their_suffix(run: Any, photos: Path, tmp_p
     ("overrides", "words"),
     [
         (["classes=[dog]"], "dog"),
+        (["+outpts=[labels]"], "nothing reads outpts; known are checkpoint"),
+        (["+inference.windw=64"], r"nothing reads inference\.windw"),
         (["outputs=[label]"], "outputs"),
         (["mask_bits=12"], "8 or 16"),
         (["checkpoint=nowhere.ckpt"], "nowhere.ckpt"),

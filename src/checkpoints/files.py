@@ -116,7 +116,7 @@ def read_file(path: str | Path, *, foreign: bool = False) -> dict[str, Any]:
     path = Path(path).expanduser()
     if path.is_dir():
         raise CheckpointError(
-            f"{path} is a folder; give the checkpoint file in it, such as checkpoints/best.ckpt"
+            f"{path} is a folder; give a file in it: checkpoints/best.ckpt, or last.ckpt to resume"
         )
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")

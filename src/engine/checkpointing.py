@@ -68,6 +68,21 @@ class BestCheckpoint(ModelCheckpoint):
             self.load_state_dict(state)
 
 
+def keep_if_best(checkpoint: Path, run_folder: Path, score: float) -> None:
+    """Copy a checkpoint, whose validation came after its run, to the run's best one if it is that.
+
+    Args:
+        checkpoint: of the last step. score: what ``BestCheckpoint`` goes by, of that checkpoint.
+    """
+    best = run_folder / "checkpoints" / "best.ckpt"
+    if best.is_file():
+        states = read_file(best).get("callbacks", {})
+        known = [state["best_model_score"] for state in states.values() if "best_model_score" in state]
+        if any(before is not None and float(before) >= score for before in known):
+            return
+    write_file(best, read_file(checkpoint))
+
+
 class LastCheckpoint(ModelCheckpoint):
     """Keeps one checkpoint to resume from: of every ``every_n_train_steps``-th step, and of the last one.
 

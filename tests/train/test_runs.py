@@ -194,6 +194,24 @@ def test_words_for_numbers_are_told(configure: Callable[..., DictConfig], wrong:
         train(configure(wrong, steps=1))
 
 
+def test_another_run_in_the_same_folder_replaces_no_checkpoint(
+    configure: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    train(configure(steps=1))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run/checkpoints").iterdir()}
+    assert before.keys() == {"best.ckpt", "last.ckpt"}
+    train(configure("seed=1", steps=1))
+    for name, content in before.items():
+        assert (tmp_path / "run/checkpoints_1" / name).read_bytes() == content
+        assert (tmp_path / "run/checkpoints" / name).read_bytes() != content
+
+
+def test_a_key_that_nothing_reads_is_refused(configure: Callable[..., DictConfig]) -> None:
+    """As Hydra advises whoever mistypes a key: "use +recipe.stepz"."""
+    with pytest.raises(UserError, match=r"nothing reads recipe\.stepz"):
+        train(configure("+recipe.stepz=4"))
+
+
 def test_training_without_end_is_refused(configure: Callable[..., DictConfig]) -> None:
     with pytest.raises(UserError, match=r"recipe\.steps=-1 trains without end"):
         train(configure("recipe.steps=-1"))

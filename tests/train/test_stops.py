@@ -78,6 +78,8 @@ def test_a_validation_told_to_stop_is_made_by_the_resumed_run(
     assert not (tmp_path / "run/scores.json").exists()
     assert train(configure(f"resume={last}", run="resumed", steps=1)) is not None
     assert (tmp_path / "resumed/scores.json").is_file()
+    resumed = torch.load(tmp_path / "resumed/checkpoints/best.ckpt", weights_only=True)
+    assert resumed["global_step"] == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS does not tell who sent a signal")
