@@ -26,7 +26,8 @@ from src.checkpoints.network import build_network
 from src.config import compose_config, to_plain
 from src.models.deformable import DeformableConv
 
-ELSEWHERE = {"THP_MEM_ALLOC_ENABLE": "0", "GOMP_SPINCOUNT": "300000"}  # what the libraries do by themselves
+# What the libraries do by themselves; the number of spins is from the manual of GNU's OpenMP.
+ELSEWHERE = {"THP_MEM_ALLOC_ENABLE": "0", "GOMP_SPINCOUNT": "300000"}
 ROOT = Path(__file__).resolve().parents[1]
 _CELL = 16  # pixels of a photo between two random colours
 _CALIBRATION = 384  # side of the images that norms and offsets fit

@@ -9,7 +9,7 @@ from pathlib import Path
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _MEMORY = Path("/proc/meminfo")
-_SPINS = 1000  # about a microsecond or two
+_SPINS = 1000  # instead of GNU OpenMP's 300,000
 
 
 def available_cores() -> int:

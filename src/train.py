@@ -97,10 +97,10 @@ def train(config: DictConfig) -> float | None:
         seed=config.seed,
         config=plain,
     )
-    _keep_earlier(folder, resumes=resume is not None)
     trainer = _trainer(config, plain)
     data.check_epoch(trainer.world_size, trainer.accumulate_grad_batches)
     _tell_crops(config, trainer)
+    _keep_earlier(folder, resume)  # now that nothing is left to refuse
     try:
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
@@ -254,13 +254,15 @@ def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
 
 
 @rank_zero_only
-def _keep_earlier(folder: Path, *, resumes: bool) -> None:
-    """Give what an earlier run has left in the same folder other names; a resumed run keeps its checkpoints.
+def _keep_earlier(folder: Path, resume: str | None) -> None:
+    """Give what an earlier run has left in the same folder other names, but for checkpoints that are resumed from.
 
     Lightning would replace checkpoints and metrics, and scores would be taken for this run's until it has its own.
     """
     left = [folder / name for name in ("metrics.csv", "scores.csv", "scores.json")]
-    for path in left if resumes else [*left, folder / "checkpoints"]:
+    checkpoints = last_checkpoint(folder).parent
+    resumes = resume is not None and Path(resume).resolve().parent == checkpoints.resolve()
+    for path in left if resumes else [*left, checkpoints]:
         if path.exists():
             earlier = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(1))
             kept = next(path for path in earlier if not path.exists())

@@ -200,6 +200,9 @@ def test_another_run_in_the_same_folder_replaces_no_checkpoint(
     train(configure(steps=1))
     before = {path.name: path.read_bytes() for path in (tmp_path / "run/checkpoints").iterdir()}
     assert before.keys() == {"best.ckpt", "last.ckpt"}
+    with pytest.raises(UserError, match="choose one of 32-true"):
+        train(configure("trainer.precision=bf16-true", steps=1))
+    assert not (tmp_path / "run/checkpoints_1").exists()  # what is refused leaves everything where it was
     train(configure("seed=1", steps=1))
     for name, content in before.items():
         assert (tmp_path / "run/checkpoints_1" / name).read_bytes() == content
