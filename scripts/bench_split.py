@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scripts.bench_network import table
-from src.inference import Predictor, deformable_band, whole
-from src.inference.encoder import BandedEncoder
-from src.inference.high_resolution import HighResolutionBranch
+from src.inference import Predictor, whole
+from src.inference.bands import deformable
+from src.inference.bands.encoder import BandedEncoder
+from src.inference.bands.high_resolution import HighResolutionBranch
 from src.models.deformable import DeformableConv
 
 ROUNDS = 2
@@ -70,7 +71,7 @@ def report_split(network: Any, photo: NDArray[np.uint8]) -> None:
         (decoder.context, "forward", "CST"),
         (decoder.scale, "forward", "RFB, the rest"),
         (decoder, "global_branch", "memories"),
-        (deformable_band, "deform_conv2d", "deformable sampling and product"),
+        (deformable, "deform_conv2d", "deformable sampling and product"),
         (HighResolutionBranch, "fuse", "LSE and EGF, the rest"),
         (HighResolutionBranch, "mask_features", "mask features (twice)"),
         (whole, "_reduced", "mask features reduced"),

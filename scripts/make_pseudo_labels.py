@@ -32,7 +32,7 @@ from src.errors import UserError, explained
 from src.files import check_writable, write_atomically
 from src.inference import Predictor
 from src.inference.external_models import ACTIVATIONS, Preprocessing, load_onnx, load_torchscript
-from src.inference.outputs import class_shares
+from src.inference.results.outputs import class_shares
 from src.photos import PHOTO_SUFFIXES, PhotoError, read_photo
 
 Scorer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # (H, W, 3) photo -> (M, H, W) scores in 0..1

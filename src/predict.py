@@ -25,10 +25,10 @@ from src.checkpoints.network import load_network
 from src.config import CONFIG_DIR, refuse_unknown, run, to_plain
 from src.errors import UserError, explained
 from src.files import check_writable, given_path, remove_leftovers
-from src.inference.inputs import find_photos, names, others
-from src.inference.jobs import Job, fingerprint, kept_lines, unfinished
-from src.inference.outputs import KINDS, Origin, OutputPlan, PhotoFiles
 from src.inference.predictor import Predictor
+from src.inference.results.inputs import find_photos, names, others
+from src.inference.results.jobs import Job, fingerprint, kept_lines, unfinished
+from src.inference.results.outputs import KINDS, Origin, OutputPlan, PhotoFiles
 from src.inference.tiled import Tiling
 from src.photos import PhotoError, colour_profile, photo_size
 

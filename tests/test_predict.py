@@ -23,9 +23,9 @@ from src.checkpoints.network import build_network, load
 from src.config import compose_config, to_plain
 from src.errors import UserError, explained
 from src.inference import Predictor
-from src.inference.inputs import find_photos, names
-from src.inference.outputs import OutputPlan, PhotoFiles
-from src.inference.png import PngWriter
+from src.inference.results.inputs import find_photos, names
+from src.inference.results.outputs import OutputPlan, PhotoFiles
+from src.inference.results.png import PngWriter
 from src.inference.tiled import Tiling
 from src.inference.whole import Band
 from src.predict import predict

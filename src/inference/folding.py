@@ -17,7 +17,7 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from src.inference.receptive_field import BandedReceptiveField
+from src.inference.bands.receptive_field import BandedReceptiveField
 from src.models.convolution import Convolution, Geometry, RectifiedConv, ResidualBlock, folded
 from src.models.deformable import DeformableConv
 from src.models.layers import full_float32

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from src.inference.rows import DEVICE_BAND_BYTES
+from src.inference.bands.rows import DEVICE_BAND_BYTES
 from src.machine import free_memory
 
 _GIB = 2**30

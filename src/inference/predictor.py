@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from src.allocation import return_freed_memory
 from src.checkpoints.files import read
 from src.checkpoints.network import load_network
-from src.inference.encoder import BandedEncoder
+from src.inference.bands.encoder import BandedEncoder
+from src.inference.bands.high_resolution import HighResolutionBranch
 from src.inference.folding import inference_copy
-from src.inference.high_resolution import HighResolutionBranch
 from src.inference.large_photos import PhotoInMemory, PhotoRows, open_photo
 from src.inference.memory import WholeImageCost, available_bytes
 from src.inference.semantic import best_class

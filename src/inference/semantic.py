@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.inference.rows import DEVICE_BAND_BYTES, bands, resize_band, source_rows
+from src.inference.bands.rows import DEVICE_BAND_BYTES, bands, resize_band, source_rows
 from src.structures import MaskPrediction
 
 BAND_BYTES = 32 * 2**20

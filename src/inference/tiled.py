@@ -29,11 +29,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from src.inference.encoder import BandedEncoder
-from src.inference.high_resolution import HighResolutionBranch
+from src.inference.bands.encoder import BandedEncoder
+from src.inference.bands.high_resolution import HighResolutionBranch
+from src.inference.bands.rows import Rows, resize_band, source_rows
+from src.inference.bands.shallow_stages import shallow_stages
 from src.inference.large_photos import PhotoRows, reduced
-from src.inference.rows import Rows, resize_band, source_rows
-from src.inference.shallow_stages import shallow_stages
 from src.inference.whole import Band, DensePrediction, half_size, predict_whole
 from src.inference.window_scores import Scores, ScoresInMemory, ScoresOnDisk, WindowRow
 from src.models.layers import crop_like

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from src.inference.encoder import BandedEncoder
-from src.inference.high_resolution import FusedMap, HighResolutionBranch
-from src.inference.rows import ResizedStream, Rows, cached_bands, resize_band, resized_rows, source_rows
+from src.inference.bands.encoder import BandedEncoder
+from src.inference.bands.high_resolution import FusedMap, HighResolutionBranch
+from src.inference.bands.rows import ResizedStream, Rows, cached_bands, resize_band, resized_rows, source_rows
 from src.inference.semantic import best_class, class_probabilities, score_bands, telling_queries
 from src.models.segmenter import SMALLEST_SIDE
 from src.photos import resized

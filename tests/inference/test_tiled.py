@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.inference.encoder import shallow_stages
+from src.inference.bands.encoder import shallow_stages
 from src.inference.folding import inference_copy
 from src.inference.large_photos import PhotoInMemory, PhotoOnDisk, reduced
 from src.inference.tiled import TiledPredictor, Tiling

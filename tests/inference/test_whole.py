@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.inference import predict_labels, semantic_scores
-from src.inference.deformable_band import DeformableBand
+from src.inference.bands.deformable import DeformableBand
+from src.inference.bands.high_resolution import FusedMap, HighResolutionBranch
 from src.inference.folding import inference_copy
-from src.inference.high_resolution import FusedMap, HighResolutionBranch
 from src.inference.semantic import best_class
 from src.inference.whole import half_size, predict_whole
 from src.models.convolution import ResidualBlock
@@ -46,7 +46,7 @@ def test_bands_sampled_by_torchvision(
     band_bytes: int, exact_network: Segmenter, image: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on devices other than a CPU, where the operator takes no negative padding and bands fit its columns."""
-    monkeypatch.setattr("src.inference.rows.BAND_BYTES", band_bytes)
+    monkeypatch.setattr("src.inference.bands.rows.BAND_BYTES", band_bytes)
     scores, _ = plain_scores(exact_network, image, (201, 240))
     with deformable_backend("torchvision"):
         prediction = predict_whole(inference_copy(exact_network), image)
@@ -66,7 +66,7 @@ def test_bands_equal_the_plain_forward(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     network = request.getfixturevalue(kind)
-    monkeypatch.setattr("src.inference.rows.BAND_BYTES", band_bytes)
+    monkeypatch.setattr("src.inference.bands.rows.BAND_BYTES", band_bytes)
     size = (201, 240)
     scores, edges = plain_scores(network, image, size)
     assert len(scores.argmax(0).unique()) > 1
@@ -91,7 +91,7 @@ def test_offsets_that_reach_across_the_image(
     for module in (network.pixel_decoder.detail.deformable, network.pixel_decoder.fusion.deformable):
         module.offset.weight.data.mul_(20)
     scores, _ = plain_scores(network, image, (85, 117))
-    monkeypatch.setattr("src.inference.rows.BAND_BYTES", 20_000)
+    monkeypatch.setattr("src.inference.bands.rows.BAND_BYTES", 20_000)
     found = torch.cat([b.scores for b in predict_whole(network, image).bands((85, 117))], dim=1)
     torch.testing.assert_close(found, scores, rtol=0, atol=1e-4)
 
@@ -112,8 +112,8 @@ def test_offsets_that_suddenly_reach_rows_that_are_gone(
 
     monkeypatch.setattr(DeformableBand, "_reach", far_in_the_middle)
     monkeypatch.setattr(HighResolutionBranch, "_fuse", noted)
-    monkeypatch.setattr("src.inference.high_resolution._ROWS_KEPT", 0)
-    monkeypatch.setattr("src.inference.rows.BAND_BYTES", 10_000)
+    monkeypatch.setattr("src.inference.bands.high_resolution._ROWS_KEPT", 0)
+    monkeypatch.setattr("src.inference.bands.rows.BAND_BYTES", 10_000)
     found = torch.cat([b.scores for b in predict_whole(network, image).bands((85, 117))], dim=1)
     torch.testing.assert_close(found, scores, rtol=0, atol=1e-4)
     assert kept == [0, 85]  # and again, with all rows

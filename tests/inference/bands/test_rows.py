@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.inference.rows import ResizedStream, RollingRows, RowsGoneError, bands, resized_rows
+from src.inference.bands.rows import ResizedStream, RollingRows, RowsGoneError, bands, resized_rows
 
 sides = st.integers(1, 40)
 

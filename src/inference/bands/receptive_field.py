@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from src.inference.deformable_band import DeformableBand, framed
-from src.inference.rows import cached_bands, empty_map, resized_rows, rows_of
+from src.inference.bands.deformable import DeformableBand, framed
+from src.inference.bands.rows import cached_bands, empty_map, resized_rows, rows_of
 from src.models.convolution import Geometry, convolve, folded
 from src.models.pixel_decoder.rfb import ReceptiveFieldBoosting
 

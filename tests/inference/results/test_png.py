@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from src.inference.png import PngWriter
+from src.inference.results.png import PngWriter
 
 RNG = np.random.default_rng(0)
 

@@ -2,7 +2,7 @@
 
 The maps at strides 2 and 4 take most of an encoder's memory: with a ResNet-50, a residual block at stride 4 of a
 12-megapixel photo holds three maps of 0.8 GiB. So the first stages give their maps a few rows at a time (see
-``src.inference.shallow_stages``). Of the map at stride 4 only its projection is kept, which has fewer channels.
+``src.inference.bands.shallow_stages``). Of the map at stride 4 only its projection is kept, which has fewer channels.
 
 B batch (1 here), C channels, d decoder width, H W image size
 """
@@ -13,8 +13,8 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from src.inference.rows import GrowingMap
-from src.inference.shallow_stages import ShallowStages, banded_stages, deep_stages, shallow_stages
+from src.inference.bands.rows import GrowingMap
+from src.inference.bands.shallow_stages import ShallowStages, banded_stages, deep_stages, shallow_stages
 from src.models.backbone import STRIDES
 
 

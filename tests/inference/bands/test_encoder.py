@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.inference import Predictor, rows, semantic_scores, shallow_stages
-from src.inference.encoder import BandedEncoder
+from src.inference import Predictor, semantic_scores
+from src.inference.bands import rows, shallow_stages
+from src.inference.bands.encoder import BandedEncoder
+from src.inference.bands.shallow_stages import StreamedStages, banded_stages, reach
 from src.inference.folding import inference_copy
-from src.inference.shallow_stages import StreamedStages, banded_stages, reach
 from src.models.backbone import Backbone
 from src.models.segmenter import Segmenter
 

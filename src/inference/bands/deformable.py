@@ -10,7 +10,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.inference.rows import Rows
+from src.inference.bands.rows import Rows
 from src.models.convolution import folded
 from src.models.deformable import DeformableConv, deform_conv2d, resolved_backend
 

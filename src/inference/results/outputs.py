@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from src.inference.png import PngWriter
+from src.inference.results.png import PngWriter
 from src.inference.semantic import best_class
 from src.inference.whole import Band
 from src.photos import DAMAGED

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.inference.deformable_band import DeformableBand
-from src.inference.rows import (
+from src.inference.bands.deformable import DeformableBand
+from src.inference.bands.rows import (
     RollingRows,
     Rows,
     RowsGoneError,

@@ -1,8 +1,8 @@
 """An encoder's first stages, which give their maps at strides 4 and 8 a few rows at a time.
 
 What these stages compute is local. Those of a ResNet work as streams of rows, in the processor's cache (see
-``src.inference.row_streams``); those of other encoders in large bands, of which each computes again the rows beside
-it that its receptive field reaches.
+``src.inference.bands.row_streams``); those of other encoders in large bands, of which each computes again the rows
+beside it that its receptive field reaches.
 
 B batch (1 here), C channels, H W image size
 """
@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from src.inference.bands.row_streams import row_chain
+from src.inference.bands.rows import Rows, bands, cached_rows
 from src.inference.memory import bytes_per_pixel
-from src.inference.row_streams import row_chain
-from src.inference.rows import Rows, bands, cached_rows
 from src.models.backbone import STRIDES, Backbone
 from src.models.convolution import separate_steps
 from src.models.layers import full_float32

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from src.inference.outputs import read_origin
+from src.inference.results.outputs import read_origin
 from src.photos import PhotoError, photo_size
 
 
