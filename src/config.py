@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
 from src.data.classes import extend_classes
+from src.engine import slurm
 from src.errors import UserError
 
 # Options whose value is a path, whatever characters it has.
@@ -31,6 +33,9 @@ CONFIG_DIR = str(Path(__file__).resolve().parent.parent / "conf")
 OmegaConf.register_new_resolver("count", len, replace=True)
 # ${mul:a,b}: the product of two whole numbers
 OmegaConf.register_new_resolver("mul", lambda a, b: int(a) * int(b), replace=True)
+# ${slurm_step:default}: a name for the SLURM step that this is, the same in all of its processes and when its job is
+# queued again; the default elsewhere
+OmegaConf.register_new_resolver("slurm_step", slurm.step_name, replace=True)
 # ${extend:${known_classes},${data.new_classes}}: the classes with new ones after them
 OmegaConf.register_new_resolver("extend", extend_classes, replace=True)
 
@@ -84,10 +89,33 @@ def data_config(overrides: Sequence[str]) -> dict[str, Any]:
     return to_plain(data)
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Run a program of Hydra's with the arguments it was given, paths taken as they are."""
-    sys.argv[1:] = quoted_paths(sys.argv[1:])
+def run(main: Callable[[], Any], together: bool = False) -> None:
+    """Run a program of Hydra's with the arguments it was given, paths taken as they are.
+
+    Args:
+        main: the program.
+        together: whether it may be one of several processes that do the same work. The first of them is then heard
+            and keeps Hydra's records; the others warn, and make no folder of their own.
+    """
+    given = quoted_paths(sys.argv[1:])
+    added = _of_followers(os.environ) if together else []
+    sys.argv[1:] = given + [option for option in added if not any(_same_key(option, one) for one in given)]
     main()
+
+
+def _of_followers(environment: Mapping[str, str]) -> list[str]:
+    """Options of a process that torchrun, SLURM or Lightning has started beside the first; none of the first."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # as Lightning looks for it
+    rank = next((environment[name] for name in names if name in environment), "0")
+    if rank == "0":
+        return []
+    options = ["hydra/job_logging=stdout", "hydra.job_logging.root.level=WARNING", "hydra.output_subdir=null"]
+    # torchrun's processes would each make one, named by the time
+    return [*options, "hydra.run.dir=outputs/${name}"] if "SLURM_STEP_ID" not in environment else options
+
+
+def _same_key(option: str, other: str) -> bool:
+    return option.partition("=")[0] == other.partition("=")[0].lstrip("+")
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:

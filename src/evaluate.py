@@ -264,4 +264,4 @@ def _check_classes(checkpoint: Checkpoint, data_config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, together=True)

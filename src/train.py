@@ -271,4 +271,4 @@ def _keep_earlier(folder: Path, resume: str | None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, together=True)

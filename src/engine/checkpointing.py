@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from src.checkpoints.files import read_file, write_file
+from src.engine.slurm import requeue
 from src.errors import INTERRUPTED
 from src.structures import CropBatch
 
@@ -89,18 +90,22 @@ class LastCheckpoint(ModelCheckpoint):
     The last one is also the one before SIGTERM ends the run, as clusters send it, or Ctrl-C: where there are several
     processes, they ask each other after every step, and all end with the one in which the first has heard of it. A
     step that accumulates is finished first, and of several processes a validation that has begun, before which all
-    was saved. A second Ctrl-C ends the run at once.
+    was saved. A second Ctrl-C ends the run at once. SLURM's signal before its time limit (``--signal=SIGUSR1@90``) is
+    heeded like SIGTERM, and then the job is queued again.
     """
 
     _told_to_stop = False
     _interrupted = False
+    _requeues = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         # Lightning's own ends a run between the end of a step and what is saved there, and broadcasts to other
-        # processes from within the handler, amid whatever they exchange just then
+        # processes from within the handler, amid whatever they exchange just then; so does its answer to SLURM, which
+        # saves from within the handler too, to where only a run in the same folder would look
         connector: Any = trainer._signal_connector
         connector._sigterm_notifier_fn = partial(self._hear, trainer)
+        connector._slurm_sigusr_handler_fn = partial(self._hear, trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._told_to_stop &= trainer.world_size > 1  # which a validation before training does not end
@@ -112,6 +117,8 @@ class LastCheckpoint(ModelCheckpoint):
             self._interrupted = True
             if trainer.is_global_zero:
                 log.warning("stopping after this step; Ctrl-C again ends at once")
+        elif number != signal.SIGTERM:
+            self._requeues = True
         elif not self._told_to_stop and trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(number)
         self._told_to_stop = True
@@ -168,6 +175,8 @@ class LastCheckpoint(ModelCheckpoint):
                 exception.code = INTERRUPTED
             if trainer.local_rank > 0 and isinstance(_environment(trainer), LightningEnvironment):
                 exception.code = 0  # Lightning kills the process that started this one if it fails
+            if self._requeues and trainer.is_global_zero:
+                requeue()
         # lost weights come again in an exact resume; that error gives advice of its own
         if (
             trainer.state.fn != "fit"

@@ -33,6 +33,8 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*The dirpath has changed from.*")
     # scores are summed over processes before they are logged
     warnings.filterwarnings("ignore", message=r".*sync_dist=True.*")
+    # by DDP, of 1x1 convolutions with channels last in memory: along edges of length 1 strides mean nothing
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # norms with frozen statistics, by recipe
     warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
 

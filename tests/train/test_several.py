@@ -63,6 +63,7 @@ def test_two_processes_give_the_scores_of_one(
         done = run_module(*start, folder=tmp_path / name)
         assert done.returncode == 0, done.stderr[-3000:]
         (written,) = (tmp_path / name).glob("outputs/evaluate/*/scores.json")
+        assert list(written.parent.parent.iterdir()) == [written.parent]
         assert (written.parent / "report.html").is_file()
         assert len(list((written.parent / "predictions").iterdir())) == 3
         scores = json.loads(written.read_text())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ from omegaconf import DictConfig
 from src.engine.module import SegmentationModule
 from src.errors import explained
 from src.train import train
-from tests.train.runs import REPOSITORY, TINY
+from tests.train.runs import QUIET, REPOSITORY, TINY
 
 
 def test_giving_up_is_no_success() -> None:
@@ -57,6 +59,51 @@ def test_a_run_told_to_stop_loses_nothing(
     checkpoint = torch.load(last, weights_only=True)
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
     assert (checkpoint["global_step"], batches) == (2, 2 * accumulated)  # between steps
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGUSR1")
+@pytest.mark.parametrize("array", [False, True])
+def test_slurm_queues_a_run_again(
+    configure: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    array: bool,
+) -> None:
+    """SLURM sends SIGUSR1 before the time limit of a job with --signal=SIGUSR1@90."""
+
+    def signal_comes(self: SegmentationModule, *_: object) -> None:
+        if self.global_step == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    for name in ("NTASKS", "NTASKS_PER_NODE", "NNODES"):
+        monkeypatch.setenv(f"SLURM_{name}", "1")
+    for name in ("PROCID", "LOCALID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{name}", "0")
+    monkeypatch.setenv("SLURM_JOB_NAME", "massformer")
+    monkeypatch.setenv("SLURM_JOB_ID", "1234")
+    if array:
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "1200")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
+    caplog.set_level(logging.INFO)
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationModule, "on_before_backward", signal_comes)
+        with pytest.raises(SystemExit), explained():
+            train(configure("recipe.save_every=100"))
+        assert "submit it again" in caplog.text  # there is no scontrol here
+        scontrol = tmp_path / "bin" / "scontrol"
+        scontrol.parent.mkdir()
+        scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/told\n')
+        scontrol.chmod(0o755)
+        patch.setenv("PATH", f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}")
+        with pytest.raises(SystemExit) as stopped, explained():
+            train(configure("recipe.save_every=100"))
+    assert stopped.value.code == 143
+    assert (tmp_path / "told").read_text() == f"requeue {'1200_7' if array else '1234'}\n"
+    assert not list(tmp_path.rglob("hpc_ckpt*"))
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+    assert train(configure("recipe.save_every=100", "resume=auto")) is not None
+    assert "resuming after step 2" in caplog.text
 
 
 def test_a_validation_told_to_stop_is_made_by_the_resumed_run(
@@ -125,6 +172,65 @@ def test_a_signal_to_all_processes_of_a_run_loses_nothing(
     step = torch.load(last, weights_only=True)["global_step"]
     assert f"with resume={last} added to its overrides the run resumes at step {step}" in said
     assert f"stopped after step {step};" in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="SLURM's processes share a folder on Linux")
+def test_a_step_of_slurm_goes_on_where_it_was_ended(scenes: Path, tmp_path: Path) -> None:
+    """Two processes as srun starts them: told to stop before the time limit, and started again."""
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\n')
+    scontrol.chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "PATH": f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        "MASTER_PORT": str(port),
+        "SLURM_JOB_ID": "1234",
+        "SLURM_STEP_ID": "0",
+        "SLURM_JOB_NAME": "massformer",
+        "SLURM_NODELIST": "127.0.0.1",
+        "SLURM_NODEID": "0",
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+    }
+    run = [option for option in [*TINY, *QUIET] if not option.startswith(("num_workers", "trainer.devices"))]
+    run += ["trainer.devices=2", f"data.root={scenes}", "recipe.save_every=100000", "resume=auto"]
+
+    def start(rank: int, steps: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "src.train", *run, f"recipe.steps={steps}", f"recipe.val_every={steps}"],
+            cwd=tmp_path,
+            env={**os.environ, **shared, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    folder = tmp_path / "outputs" / "massformer" / "slurm_1234_0"
+    first = [start(rank, 100000) for rank in range(2)]
+    end = time.monotonic() + 300
+    while not ((folder / "metrics.csv").exists() and (folder / "metrics.csv").read_text().count("\n") > 3):
+        assert all(process.poll() is None for process in first), first[0].communicate()[0]
+        assert time.monotonic() < end, "no step in five minutes"
+        time.sleep(0.2)
+    for process in first:
+        process.send_signal(signal.SIGUSR1)
+    said = [process.communicate(timeout=120)[0] for process in first]
+    assert [process.returncode for process in first] == [143, 143], said
+    assert (tmp_path / "told").read_text() == "requeue 1234\n"
+    done = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    again = [start(rank, done + 1) for rank in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in again]
+    assert [process.returncode for process in again] == [0, 0], said
+    assert f"resuming after step {done}" in said[0]
+    assert "resuming" not in said[1]  # heard once
+    assert (folder / "scores.json").is_file()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_a_run_that_fails_says_how_it_can_go_on(
