@@ -5,7 +5,8 @@ Shape letters used throughout the project:
     B batch   C channels   H W image or map height and width, in pixels
     Q queries K classes    D query width   N points   T target masks of one image
 
-Label maps are ``uint8``: 0..K-1 are class ids, ``IGNORE`` (255) marks pixels that count nowhere.
+Label maps are ``uint8``: 0..K-1 are class ids, ``IGNORE`` (255) marks pixels that no metric counts;
+in the plain loss they belong to no mask, as in the release.
 """
 
 from __future__ import annotations

@@ -38,10 +38,11 @@ from src.engine.resuming import check_resumable
 from src.engine.sweep import SweepRun, mean_scores, print_sweep
 from src.errors import UserError, explained
 from src.models.recomputation import checkpoint_network
-from src.models.segmenter import count_parameters
+from src.models.segmenter import SMALLEST_SIDE, count_parameters
 
 log = logging.getLogger(__name__)
 
+_LEAST = {"save_every": 0, "crop_size": SMALLEST_SIDE}  # 0: no checkpoint in between
 _AUTO = "auto"  # as resume: from the run's own folder
 _PRECISIONS = ("32-true", "32", "bf16-mixed", "16-mixed")  # weights stay in float32
 
@@ -169,7 +170,7 @@ def announce(config: DictConfig) -> None:
 def _check_counts(recipe: dict[str, Any]) -> None:
     """Refuse words where whole numbers are meant, before they fail somewhere in the work."""
     for key in ("steps", "batch_size", "crop_size", "val_every", "save_every", "num_points"):
-        value, least = recipe[key], int(key != "save_every")  # 0: no checkpoint in between
+        value, least = recipe[key], _LEAST.get(key, 1)
         endless = key == "steps" and value == -1  # up to trainer.max_epochs
         if not endless and (type(value) is not int or value < least):
             raise UserError(f"recipe.{key}={value}: give a whole number, at least {least}")

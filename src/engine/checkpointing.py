@@ -140,7 +140,7 @@ class LastCheckpoint(ModelCheckpoint):
     ) -> None:
         every = self._every_n_train_steps
         if every and trainer.global_step % every == 0:
-            _check_finite(pl_module, trainer.global_step)
+            _check_finite(trainer, pl_module)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         between_steps = not trainer.fit_loop._should_accumulate()
         if not between_steps:  # as after trainer.max_time, which asks again after the next batch
@@ -164,7 +164,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _save_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._should_skip_saving_checkpoint(trainer):  # as when this step is saved already
-            _check_finite(pl_module, trainer.global_step)
+            _check_finite(trainer, pl_module)
             self._save_checkpoint(trainer, self.format_checkpoint_name({}))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -216,14 +216,20 @@ def is_last_step(trainer: Trainer) -> bool:
     return trainer.global_step == trainer.max_steps or (epochs and trainer.is_last_batch)
 
 
-def _check_finite(module: nn.Module, step: int) -> None:
-    """Raise instead of putting weights that are lost in the place of a good checkpoint."""
-    held = itertools.chain(module.named_parameters(), module.named_buffers())
-    lost = [name for name, tensor in held if not tensor.isfinite().all()]  # statistics of norms count too
-    if lost:
+def _check_finite(trainer: Trainer, module: nn.Module) -> None:
+    """Raise, on all processes, instead of putting weights that are lost in the place of a good checkpoint.
+
+    The first process's count: its weights are everyone's, and so are its statistics of norms before the next step.
+    """
+    held = (
+        itertools.chain(module.named_parameters(), module.named_buffers()) if trainer.is_global_zero else ()
+    )
+    lost = [name for name, tensor in held if not tensor.isfinite().all()]
+    if lost := trainer.strategy.broadcast(lost):
         raise FloatingPointError(
-            f"step {step}: {len(lost)} weights or statistics are not finite, first {lost[0]}. The last checkpoint is "
-            "intact: go on from it with resume and trainer.precision=32-true or a lower recipe.optimiser.clip_norm, "
+            f"step {trainer.global_step}: {len(lost)} weights or statistics are not finite, first {lost[0]}. The "
+            "last checkpoint is intact: go on from it with resume and trainer.precision=32-true or a lower "
+            "recipe.optimiser.clip_norm, "
             "or start anew with a lower recipe.optimiser.lr."
         )
 

@@ -16,8 +16,6 @@ from src.inference import predict_labels
 from src.metrics.suite import SegmentationMetrics
 from src.structures import CropBatch, LabelledImage, TrainingPrediction
 
-_MOST_LOST_STEPS = 100  # of fp16 without a finite loss; its scaler finds the scale again within about twenty
-
 
 class SegmentationModule(LightningModule):
     """Trains and evaluates a segmenter.
@@ -55,7 +53,6 @@ class SegmentationModule(LightningModule):
         self.config = dict(config or {})
         self.scores = SegmentationMetrics(len(self.class_names), **(metrics or {}))
         self.batch_ended = 0.0
-        self._lost_steps = 0  # one after the other, up to the last one
         self.latest_scores: dict[str, Tensor] | None = None
         self.scores.persistent(False)  # a checkpoint needs no half-finished evaluation
 
@@ -72,21 +69,21 @@ class SegmentationModule(LightningModule):
         """Sum of the weighted loss terms of a batch of crops.
 
         Raises:
-            FloatingPointError: a term is not finite; with fp16, whose gradient scaler skips such steps, in many
-                steps one after the other.
+            FloatingPointError: a term is not finite, on all processes if it is so on one. With fp16 too, whose
+                gradient scaler mends gradients that overflow, not losses.
         """
         images = self.network.normalise(batch.images)  # type: ignore[operator]
         prediction: TrainingPrediction = self.network(images, batch.targets)
         assert self.criterion is not None, "this module was made for evaluation only"
         terms = self.criterion(prediction, batch.targets)
         total = torch.stack(list(terms.values())).sum()
-        self._lost_steps = 0 if total.isfinite() else self._lost_steps + 1
-        if self._lost_steps >= (_MOST_LOST_STEPS if self.trainer.precision == "16-mixed" else 1):
+        # one that raised alone would leave the others waiting for its gradients
+        if self.trainer.strategy.reduce_boolean_decision(not total.isfinite(), all=False):
             bad = ", ".join(name for name, term in terms.items() if not term.isfinite())
             raise FloatingPointError(
-                f"step {self.global_step}: {bad} not finite. The last checkpoint is intact: go on from it with "
-                "resume=<run>/checkpoints/last.ckpt and trainer.precision=32-true or a lower "
-                "recipe.optimiser.clip_norm, or start anew, maybe from its weights (init_from), with a lower "
+                f"step {self.global_step}: {bad or 'the loss of another process'} not finite. The last checkpoint "
+                "is intact: go on from it with resume=<run>/checkpoints/last.ckpt and trainer.precision=32-true or a "
+                "lower recipe.optimiser.clip_norm, or start anew, maybe from its weights (init_from), with a lower "
                 "recipe.optimiser.lr."
             )
         batch_size = len(batch.images)

@@ -46,7 +46,8 @@ class SetCriterion(nn.Module):
     """Matches every prediction with the targets and adds up the weighted loss terms.
 
     Class, mask and dice terms act on all predictions (deep supervision) with a matching of their own; the edge
-    term acts once, when the network predicts edges.
+    term acts once, when the network predicts edges. Ignored pixels lie outside of every mask and on no boundary, as
+    in the release: they count as such in all terms but the classes'.
 
     Args:
         num_classes: K.

@@ -18,8 +18,9 @@ class HungarianMatcher:
     """Assigns to every target mask the query with the least total cost.
 
     Costs: -softmax(class)[target], binary cross-entropy and dice of the masks at uniformly random points, all in
-    float32 whatever the network's precision. A cost that is not finite counts as very large, so that one bad
-    query cannot stop the training; the term is named in a warning.
+    float32 whatever the network's precision (with products in TF32 where PyTorch is told to use it). A cost that is
+    not finite counts as very large, so that there is always an assignment, and the term is named in a warning;
+    whether training can go on is for the loss to say.
 
     Args:
         class_cost, mask_cost, dice_cost: weights. num_points: N.
@@ -53,10 +54,9 @@ class HungarianMatcher:
             Query indices and target indices, both (min(Q, T),) int64 on the logits' device.
         """
         costs = self.costs(class_logits.float(), point_logits.float(), labels, point_masks.float(), trust)
-        total = torch.zeros(len(class_logits), len(labels), device=class_logits.device)
-        for name, cost in costs.items():
-            total = total + _finite(name, cost)
-        rows, columns = linear_sum_assignment(total.cpu().numpy())
+        terms = torch.stack(list(costs.values())).cpu()  # once, as a GPU is waited for
+        total = torch.stack([_finite(name, cost) for name, cost in zip(costs, terms, strict=True)]).sum(0)
+        rows, columns = linear_sum_assignment(total.numpy())
         device = class_logits.device
         return torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)
 
@@ -95,4 +95,4 @@ def _finite(name: str, cost: Tensor) -> Tensor:
         log.warning(
             "matching: the %s cost has %d values that are not finite; they count as very large", name, bad
         )
-    return cost.nan_to_num(_LARGEST_COST, _LARGEST_COST, -_LARGEST_COST).clamp(-_LARGEST_COST, _LARGEST_COST)
+    return cost.nan_to_num(_LARGEST_COST, _LARGEST_COST, _LARGEST_COST).clamp(max=_LARGEST_COST)

@@ -116,6 +116,10 @@ class BoundaryPoints(UncertaintyPoints):
         kernel: int = 5,
     ) -> None:
         super().__init__(num_points, oversample, importance)
+        if strength < 0 or kernel < 1 or kernel % 2 == 0:
+            raise UserError(
+                f"boundary weights need strength >= 0 and an odd kernel, got strength={strength} and kernel={kernel}"
+            )
         self.strength = strength
         self.kernel = kernel
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 
@@ -174,17 +175,22 @@ def folded(conv: Convolution, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight and bias of one convolution that does both.
 
     Args:
-        conv: with or without bias. norm: the BatchNorm after it, or a stand-in without effect.
+        conv: with or without bias. norm: the BatchNorm after it, of one process or synchronised, or an identity.
+
+    Raises:
+        TypeError: the norm is of another kind, which no convolution can stand for.
     """
     bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
     weight = conv.weight.detach()
-    if not isinstance(norm, nn.BatchNorm2d):
+    if isinstance(norm, nn.Identity):
         return weight, bias
+    if not isinstance(norm, _BatchNorm):
+        raise TypeError(f"{type(norm).__name__} cannot be part of a convolution")
     scale, shift = _scale_and_shift(norm)
     return weight * _per_output(conv, scale), bias * scale + shift
 
 
-def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = torch.rsqrt(norm.running_var + norm.eps)

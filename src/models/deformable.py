@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
 from src.models.deformable_gather import gather_deform_conv2d
+from src.models.layers import single_precision
 
 Backend = Literal["auto", "gather", "torchvision"]
 
@@ -126,7 +127,8 @@ class DeformableConv(nn.Module):
 
     One k x k convolution gives 3 k k channels: the first 2 k k are offsets, interleaved (dy, dx) for every
     tap, the last k k are the modulation before its sigmoid. It starts at zero: an ordinary convolution at
-    half strength. In a copy for inference the convolution has a bias, which stands for the norm.
+    half strength. In a copy for inference the convolution has a bias, which stands for the norm. Offsets keep the
+    precision of the weights where others are computed in half of it.
     """
 
     def __init__(
@@ -148,8 +150,10 @@ class DeformableConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H, W)."""
         taps = self.kernel_size**2
-        offset, modulation = self.offset(x).split((2 * taps, taps), dim=1)
-        folded = self.conv.bias is not None
+        folded, dtype = self.conv.bias is not None, x.dtype
+        x = x.to(self.offset.weight.dtype)  # as they would be sampled in any case
+        with single_precision(x.device):  # half precision would round the pixel
+            offset, modulation = self.offset(x).split((2 * taps, taps), dim=1)
         x = deform_conv2d(
             x,
             offset,
@@ -159,7 +163,7 @@ class DeformableConv(nn.Module):
             relu=folded,
             padding=self.padding,
             backend=self.backend,
-        )
+        ).to(dtype)
         return x if folded else self.activation(self.norm(x))
 
 

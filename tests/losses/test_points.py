@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from src.errors import UserError
 from src.losses.points import BoundaryPoints, UncertaintyPoints, boundary_weight, sample_points
 
 
@@ -125,3 +126,9 @@ def test_impossible_settings_are_refused(arguments):
 def test_all_or_none_of_the_points_by_uncertainty(importance):
     points = UncertaintyPoints(17, importance=importance)(torch.randn(2, 5, 5), None)
     assert points.coordinates.shape == (2, 17, 2)
+
+
+@pytest.mark.parametrize("wrong", [{"strength": -1.0}, {"kernel": 4}, {"kernel": -1}])
+def test_boundary_weights_that_cannot_be_are_refused(wrong):
+    with pytest.raises(UserError, match="odd kernel"):
+        BoundaryPoints(**wrong)

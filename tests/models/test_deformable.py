@@ -420,3 +420,16 @@ def test_deformable_up_starts_bilinear() -> None:
     expected = F.interpolate(small, scale_factor=2, mode="bilinear") / (1 + module.norm.eps) ** 0.5
     inside = (..., slice(1, -1), slice(1, -1))  # the transposed convolution fades to zero at the border
     torch.testing.assert_close(large[inside], expected[inside], rtol=1e-5, atol=1e-5)
+
+
+def test_mixed_precision_does_not_round_offsets() -> None:
+    """In bfloat16 33.3 would be 33.25, and at stride 8 a pixel is eight of the photo's."""
+    module = DeformableConv(1, 1, 3).eval()
+    nn.init.constant_(module.offset.bias, 33.3)
+    nn.init.zeros_(module.conv.weight)
+    nn.init.ones_(module.conv.weight[..., 1, 1])
+    x = (torch.arange(80.0) - 40).expand(1, 1, 80, 80)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = module(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert found[0, 0, 20, 7].item() == pytest.approx(7 + 33.3 - 40, abs=0.01)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from src.errors import UserError
 from src.models.layers import resize
 from src.models.position import sine_position
 from src.models.transformer_decoder.masked_attention import MaskedAttentionDecoder, _WithHalf
@@ -240,3 +241,9 @@ def test_a_map_with_its_half_has_the_gradient_of_both(size: tuple[int, int]) -> 
     (alone,) = torch.autograd.grad(_WithHalf.apply(x)[1], x, torch.ones_like(half))
     (expected,) = torch.autograd.grad(resize(x, half.shape[2:]), x, torch.ones_like(half))
     torch.testing.assert_close(alone, expected)
+
+
+def test_every_memory_needs_a_layer():
+    """Or a run over several devices would wait for gradients of the others."""
+    with pytest.raises(UserError, match="num_layers=2"):
+        MaskedAttentionDecoder(CLASSES, WIDTH, num_layers=2)

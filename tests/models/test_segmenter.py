@@ -172,14 +172,14 @@ def test_training_with_one_image_per_device_explains_itself(small):
 
 @pytest.mark.parametrize("norm", ["frozen", "group"])
 def test_other_norms_of_pooled_maps_train_with_one_image(norm):
-    network = build(*SMALL, "model.size.num_layers=1", f"recipe.pooled_norm={norm}").train()
+    network = build(*SMALL, "model.size.num_layers=3", f"recipe.pooled_norm={norm}").train()
     prediction = network(torch.randn(1, 3, 64, 64))
-    assert len(prediction.layers) == 2
+    assert len(prediction.layers) == 4
     assert prediction.layers[-1].mask_logits.isfinite().all()
 
 
 def test_normalisation_is_the_backbones():
-    network = build(*SMALL, "model.size.num_layers=1")
+    network = build(*SMALL, "model.size.num_layers=3")
     image = torch.randint(0, 256, (3, 4, 5), dtype=torch.uint8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = (image / 255 - mean[:, None, None]) / std[:, None, None]

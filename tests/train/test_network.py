@@ -13,6 +13,7 @@ from src.config import build
 from src.data.targets import boundary_map
 from src.engine.callbacks import SynchronisedNorms
 from src.engine.optimisation import Optimisation
+from src.inference.whole import predict_whole
 from src.models.recomputation import checkpoint_network
 from src.structures import Targets
 
@@ -134,6 +135,25 @@ def test_synchronised_norms_keep_their_kind(
     image = torch.randn(1, 3, 64, 96)
     for ours, theirs in zip(network.backbone(image), plain.backbone(image), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("experiment", ["massformer", "ablation_lse", "mask2former"])
+def test_synchronised_norms_predict_the_same(configure: Callable[..., DictConfig], experiment: str) -> None:
+    """As validation in a run over several devices does."""
+    torch.manual_seed(0)
+    network = build(configure(f"experiment={experiment}").model.network)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    synchronised = SynchronisedNorms().apply(copy.deepcopy(network)).eval()
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in synchronised.modules())
+    image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
+    found, expected = (
+        list(predict_whole(net, image).bands((96, 128))) for net in (synchronised, network.eval())
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -187,10 +187,18 @@ def test_weights_of_half_precision_are_refused(configure: Callable[..., DictConf
 
 
 @pytest.mark.parametrize(
-    "wrong", ["recipe.steps=0", "recipe.crop_size=many", "recipe.batch_size=0", "recipe.val_every=2.5"]
+    "wrong",
+    [
+        "recipe.steps=0",
+        "recipe.crop_size=many",
+        "recipe.crop_size=32",
+        "recipe.batch_size=0",
+        "recipe.val_every=2.5",
+    ],
 )
 def test_words_for_numbers_are_told(configure: Callable[..., DictConfig], wrong: str) -> None:
-    with pytest.raises(UserError, match=f"{wrong}: give a whole number, at least 1"):
+    least = 64 if "crop_size" in wrong else 1
+    with pytest.raises(UserError, match=f"{wrong}: give a whole number, at least {least}"):
         train(configure(wrong, steps=1))
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 from omegaconf import DictConfig
 
 from src.train import train
-from tests.train.runs import TINY, run_module
+from tests.train.runs import QUIET, REPOSITORY, TINY, run_module
 
 
 @pytest.mark.slow
@@ -86,6 +89,44 @@ def test_two_processes_train_together(scenes: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "ddp" / "scores.json").read_text())["images"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_loss_that_one_process_loses_ends_all(scenes: Path, tmp_path: Path, rank: int) -> None:
+    """Or the others would wait for its gradients."""
+    program = tmp_path / "broken.py"
+    program.write_text(
+        f"""
+import os
+from src.config import run
+from src.losses import criterion
+from src.train import main
+
+edge_loss, calls = criterion.edge_loss, []
+
+def broken(logits, targets):
+    calls.append(1)
+    lost = len(calls) == 2 and int(os.environ.get("LOCAL_RANK", 0)) == {rank}
+    return edge_loss(logits, targets) * (float("nan") if lost else 1)
+
+criterion.edge_loss = broken
+run(main, together=True)
+"""
+    )
+    options = [option for option in [*TINY, *QUIET] if not option.startswith("trainer.devices")]
+    options += ["trainer.devices=2", f"data.root={scenes}", "recipe.steps=4", "recipe.val_every=4"]
+    done = subprocess.run(
+        [sys.executable, str(program), *options, f"hydra.run.dir={tmp_path / 'run'}"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert "step 1: " in done.stderr
+    assert ("loss_edge" if rank == 0 else "the loss of another process") in done.stderr
 
 
 @pytest.mark.slow

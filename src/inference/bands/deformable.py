@@ -13,6 +13,7 @@ from torch import Tensor
 from src.inference.bands.rows import Rows
 from src.models.convolution import folded
 from src.models.deformable import DeformableConv, deform_conv2d, resolved_backend
+from src.models.layers import single_precision
 
 _COLUMN_BANDS = 4  # as many bands torchvision's columns may fill
 
@@ -49,9 +50,10 @@ class DeformableBand:
         margin = self._margin
         reached = framed(rows, height, start - margin, stop + margin)
         near = reached[:, :, margin - padding : padding - margin or None]
-        offset, modulation = F.conv2d(
-            near, self._offset.weight, self._offset.bias, padding=(0, padding)
-        ).split((2 * self._taps, self._taps), dim=1)
+        weight, bias = self._offset.weight, self._offset.bias
+        with single_precision(near.device):  # half precision would round the pixel
+            predicted = F.conv2d(near.to(weight.dtype), weight, bias, padding=(0, padding))
+        offset, modulation = predicted.split((2 * self._taps, self._taps), dim=1)
         reach = self._reach(offset, max(start, height - stop))
         if reach > margin:  # rarely: neighbouring bands reach about as far
             reached = framed(rows, height, start - reach, stop + reach)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from src.errors import UserError
 from src.models import pointwise
 from src.models.deformable import DeformableConv
 from src.models.layers import ConvNormAct, resize
@@ -19,6 +20,8 @@ class EdgeGuidedFusion(nn.Module):
     """
 
     def __init__(self, width: int) -> None:
+        if width % 2:
+            raise UserError(f"EdgeGuidedFusion: width {width} has to be even")
         super().__init__()
         self.edge_reduce = ConvNormAct(width, 16)
         self.edge_head = nn.Conv2d(16, 1, 1)

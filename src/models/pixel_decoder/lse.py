@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from src.errors import UserError
 from src.models.deformable import DeformableConv
 from src.models.layers import ConvNormAct, resize
 
@@ -33,6 +34,8 @@ class LowLevelStructure(nn.Module):
     """
 
     def __init__(self, width: int) -> None:
+        if width % 2:
+            raise UserError(f"LowLevelStructure: width {width} has to be even")
         super().__init__()
         half = width // 2
         self.plain = ConvNormAct(half + 3, half)

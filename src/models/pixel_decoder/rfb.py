@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.errors import UserError
 from src.models.deformable import DeformableConv
 from src.models.layers import upsample
 
@@ -18,6 +19,8 @@ class ReceptiveFieldBoosting(nn.Module):
     """
 
     def __init__(self, width: int) -> None:
+        if width % 4:
+            raise UserError(f"ReceptiveFieldBoosting: width {width} has to be divisible by 4")
         super().__init__()
         self.branches = nn.ModuleList(DeformableConv(width, width // 4, k) for k in (1, 3, 5, 7))
         self.merge = nn.Conv2d(width, width, 1)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from src.errors import UserError
 from src.models.layers import MultiheadAttention, resize
 from src.models.position import SineAxes, sine_axes
 from src.structures import PilotedQueries, PixelFeatures, QueryPrediction
@@ -111,13 +112,14 @@ class MaskedAttentionDecoder(nn.Module):
 
     The attention mask of a layer is the previous prediction resized to that layer's memory. Since resizing is
     linear, resizing the mask features first and multiplying at memory size gives the same logits for a
-    fraction of the products. Training does so. Evaluation keeps the released order of operations unless
-    ``masks_at_memory_size`` is set, because rounding may move a logit of almost 0 across the threshold.
+    fraction of the products. Training and ``src.inference`` do so. A call of the network in evaluation mode keeps the
+    released order of operations unless ``masks_at_memory_size`` is set, because rounding may move a logit of almost 0
+    across the threshold.
 
     Args:
         num_classes: K; the class head has one more output for "no object".
         width: D. feedforward: hidden width of the layers.
-        num_queries: Q. num_layers: decoder layers; layer i attends to memory i mod 3.
+        num_queries: Q. num_layers: decoder layers, at least 3; layer i attends to memory i mod 3.
         activation: of the feed-forward layers, ``gelu`` (MaSSFormer's release) or ``relu`` (Mask2Former).
         learned_positions: whether queries carry a learned position embedding (MPFormer drops it).
     """
@@ -138,6 +140,10 @@ class MaskedAttentionDecoder(nn.Module):
         super().__init__()
         if activation not in ("gelu", "relu"):
             raise ValueError(f"activation {activation!r} is unknown; choose gelu or relu")
+        if num_layers < self.num_memories:
+            raise UserError(
+                f"num_layers={num_layers}: give at least {self.num_memories}, one for each memory"
+            )
         act = nn.GELU() if activation == "gelu" else nn.ReLU()
         self.masks_at_memory_size = False
         self.query_features = nn.Embedding(num_queries, width)
