@@ -7,7 +7,7 @@ The released pipeline is written again from its description: decode the photo (O
 OpenCV cannot give the ids of a palette), resize both whole, look for a window in which no class has 75 %, flip,
 distort the colours step by step, make the boundary map and pack. All ways take turns on the same photos at the same
 scales. One core: processor time, because other programs only lengthen the wall's, each way in a process of its own.
-Loader: crops of wall time.
+Loader: crops of wall time. Needs Linux, jpegtran and the packages of `pip install -e ".[streaming]"`.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ from src.data.folder import FilePhoto, FolderSource, Pair, SplitFolders, find_pa
 from src.data.source import LabelledPhoto, PhotoSource
 from src.data.store.convert import convert_split
 from src.data.store.entry import SUFFIX
+from src.data.store.jpegtran import find_jpegtran
 from src.data.store.manifest import Manifest
 from src.data.store.shards import write_shards
 from src.data.store.source import StorePhoto, StoreSource
 from src.data.streaming import EntryLoader, EntryStream
 from src.data.synthetic import write_synthetic_dataset
 from src.data.transforms import CropAugmentation
+from src.errors import explained
 
 CONF = Path(__file__).parents[1] / "conf/data"
 SCALES = [round(0.5 + 0.1 * step, 1) for step in range(16)]
@@ -231,15 +233,28 @@ class Items(Dataset):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cache", type=Path, default=Path("data/bench"), help="where scenes are kept")
     parser.add_argument("--camvid", type=Path, help="folder of CamVid, which is timed too")
-    parser.add_argument("--photos", type=int, default=6, help="scenes")
-    parser.add_argument("--rounds", type=int, default=64, help="crops of every way")
+    parser.add_argument("--photos", type=int, default=6, help="scenes to draw")
+    parser.add_argument("--rounds", type=int, default=64, help="crops to make in every way")
     parser.add_argument("--workers", type=int, default=2, help="of the loader; 0: no loader")
-    parser.add_argument("--seconds", type=float, default=4, help="of every way with the loader, twice")
+    parser.add_argument("--seconds", type=float, default=4, help="of every way in the loader, twice")
     options = parser.parse_args()
     options.rounds += -options.rounds % 8
+    with explained():
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print every table."""
+    find_jpegtran()  # what is missing is told before scenes are drawn
+    small: list[Pair] = []
+    if options.camvid is not None:
+        folders = SplitFolders(options.camvid / "images/train", options.camvid / "annotations/train")
+        small = find_pairs(folders)[:24]
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     taxonomy = Taxonomy.from_mapping(safe_load((CONF / "classes/mass13k.yaml").read_text()))
@@ -250,12 +265,10 @@ def main() -> None:
     pairs = find_pairs(SplitFolders(root / "images_pad/train", root / "annotations/train"))
     print(f"# {len(pairs)} scenes of 4096x3072, crops of 1024x1024, short edge 3072 x 0.5 to 2.0")
     compare(pairs, ClassMap(taxonomy), 1024, 3072, options)
-    if options.camvid is not None:
-        folders = SplitFolders(options.camvid / "images/train", options.camvid / "annotations/train")
-        pairs = find_pairs(folders)[:24]
-        print(f"\n# {len(pairs)} photos of CamVid, 480x360, crops of 256x256, short edge 360 x 0.5 to 2.0")
+    if small:
+        print(f"\n# {len(small)} photos of CamVid, 480x360, crops of 256x256, short edge 360 x 0.5 to 2.0")
         class_map = ClassMap(taxonomy, safe_load((CONF / "camvid.yaml").read_text())["class_map"])
-        compare(pairs, class_map, 256, None, options)
+        compare(small, class_map, 256, None, options)
 
 
 def compare(

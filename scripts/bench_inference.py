@@ -76,10 +76,11 @@ PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Target(NamedTuple):
-    """Where networks run, and in what precision (a key of ``PRECISIONS``)."""
+    """Where networks run, in what precision (a key of ``PRECISIONS``), and this project's budget of memory."""
 
     device: str
     precision: str
+    memory_gb: float | None
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -99,13 +100,15 @@ class Target(NamedTuple):
         """A process that predicts as one of ``SIDES``."""
         arguments = ["work", "--sides", side, "--weights", weights, "--threads", str(threads)]
         arguments += ["--device", self.device, "--precision", self.precision]
+        if self.memory_gb is not None:
+            arguments += ["--memory-gb", str(self.memory_gb)]
         return Worker("scripts.bench_inference", arguments, ours=side == "ours")
 
 
-def ours(target: Target, weights: str, memory_gb: float | None) -> Predict:
+def ours(target: Target, weights: str) -> Predict:
     """(H, W, 3) photo to (H, W) classes, as ``python -m src.predict`` finds them."""
     network = saved_network(weights).to(target.device)
-    predictor = Predictor(network, limit=None, memory_gb=memory_gb, autocast=target.autocast)
+    predictor = Predictor(network, limit=None, memory_gb=target.memory_gb, autocast=target.autocast)
     return lambda photo: predictor(photo, scores=False).label
 
 
@@ -162,11 +165,11 @@ def upernet(target: Target) -> Predict:
     return target.inference(predict)
 
 
-def work(side: str, target: Target, weights: str, memory_gb: float | None) -> None:
+def work(side: str, target: Target, weights: str) -> None:
     """Predict one photo of every size that comes in."""
     makers: dict[str, Callable[[], Predict]] = {
         "plain": lambda: plain(target, weights),
-        "ours": lambda: ours(target, weights, memory_gb),
+        "ours": lambda: ours(target, weights),
         "mask2former": lambda: mask2former(target),
         "upernet": lambda: upernet(target),
     }
@@ -286,8 +289,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    tasks = ["compare", "growth", "split", "agreement", "equality", "work"]
-    parser.add_argument("task", choices=tasks)
+    tasks = ["compare", "growth", "split", "agreement", "equality"]
+    parser.add_argument("task", choices=[*tasks, "work"], metavar=f"{{{','.join(tasks)}}}")
     parser.add_argument("--sizes", nargs="+", help="width x height, smallest first")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--rounds", type=int, default=3)
@@ -295,13 +298,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="of compare and growth: cpu or cuda")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of compare and growth")
     parser.add_argument(
-        "--memory-gb", type=float, help="budget of this project's side, by default 4 on a CPU"
+        "--memory-gb", type=float, help="budget of this project in compare and growth, by default 4 on a CPU"
     )
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", help="trained weights for agreement and equality")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    target = Target(args.device, args.precision)
+    budget = MEMORY_GB if args.memory_gb is None and args.device == "cpu" else args.memory_gb
+    target = Target(args.device, args.precision, budget)
     sizes = args.sizes or list(GROWTH if args.task == "growth" else GROWTH[:1])
     if args.task == "compare":
         compare(target, sizes, args.sides, args.rounds, args.threads)
@@ -317,8 +321,7 @@ def main() -> None:
     elif args.task == "equality":
         equality(sizes, args.checkpoint)
     else:
-        memory_gb = MEMORY_GB if args.memory_gb is None and args.device == "cpu" else args.memory_gb
-        work(args.sides[0], target, args.weights, memory_gb)
+        work(args.sides[0], target, args.weights)
 
 
 if __name__ == "__main__":

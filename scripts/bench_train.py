@@ -122,7 +122,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", nargs="?", default="compare", choices=["compare", "work"])
+    parser.add_argument(
+        "task", nargs="?", default="compare", choices=["compare", "work"], help=argparse.SUPPRESS
+    )
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, default=512, help="side of the crop, pixels")
     parser.add_argument("--rounds", type=int, default=3, help="after one step to warm up")

@@ -25,6 +25,7 @@ from src.data.new_categories import NewCategoryData
 from src.engine.categories import comparison_table, write_comparison
 from src.engine.stored_data import build_data
 from src.errors import UserError, explained
+from src.files import check_writable
 from src.inference import predict_labels
 from src.metrics.categories import CategoryMetrics, CategoryScores
 
@@ -66,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="JSON file with all scores")
     options = parser.parse_args(arguments)
     with explained():
+        if options.output is not None:
+            if options.output.is_dir():
+                raise UserError(f"--output {options.output} is a folder: name a file")
+            check_writable(options.output.parent, "--output's folder")
         before, after = read(options.before), read(options.after)
         chosen = data_config(options.overrides) if options.overrides else None
         config = after.config["data"] if chosen is None else chosen

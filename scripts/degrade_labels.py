@@ -1,6 +1,6 @@
 """Make bad pseudo labels out of true masks, to try the learning of new classes where a second model is not at hand.
 
-    python scripts/degrade_labels.py --labels annotations/train --id 8 --output pseudo_labels/train
+    python scripts/degrade_labels.py --labels annotations/train --id 8 --output <data.root>/pseudo_labels/train
 
 Every connected region of the given id is treated on its own, as an annotator in a hurry or a coarse model would:
 
@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import track
 
 from src.errors import UserError, explained
+from src.files import check_writable
 from src.photos import LABEL_SUFFIXES, read_label
 from src.pictures import index_png
 
@@ -73,14 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--labels", type=Path, required=True, help="folder of index PNGs")
-    parser.add_argument("--id", type=int, required=True, help="of the class in them")
+    parser.add_argument("--id", type=int, required=True, help="id of the class in them, 0 to 254")
     parser.add_argument("--output", type=Path, required=True, help="folder; existing files are replaced")
     parser.add_argument("--value", type=int, default=1, help="id of the class in the output")
     parser.add_argument("--missed", type=float, default=0.1, help="share of regions left out")
     parser.add_argument("--tolerance", type=float, default=4.0, help="of the polygons, pixels")
     parser.add_argument("--noise", type=int, default=3, help="largest radius of dilation or erosion, pixels")
     parser.add_argument("--bias", type=int, default=0, help="added to every radius, pixels")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other errors")
     options = parser.parse_args(arguments)
     with explained():
         if not options.labels.is_dir():
@@ -89,6 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"--output is the folder of the true labels, {options.labels}; choose another")
         if not 1 <= options.value <= 254:
             raise UserError(f"--value {options.value}: an id in label maps is a number from 1 to 254")
+        if not 0 <= options.id <= 254:
+            raise UserError(f"--id {options.id}: an id in label maps is a number from 0 to 254")
+        for name in ("tolerance", "noise", "seed"):
+            if getattr(options, name) < 0:
+                raise UserError(f"--{name} {getattr(options, name)}: give a number of at least 0")
         files = sorted(
             path
             for path in options.labels.iterdir()
@@ -96,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if not files:
             raise UserError(f"{options.labels}: no PNG in this folder")
+        check_writable(options.output, "--output")
         shared = either = 0
         for path in track(files, "degrading", transient=True):
             mask = read_label(path) == options.id

@@ -1,9 +1,9 @@
 r"""Label photos with any segmentation model, as pseudo labels of new classes.
 
     python scripts/make_pseudo_labels.py --model other.onnx --class car=13 --photos images/train \
-        --output pseudo_labels/train
+        --output <data.root>/pseudo_labels/train
     python scripts/make_pseudo_labels.py --model best.ckpt --class car --photos images/train \
-        --output pseudo_labels/train
+        --output <data.root>/pseudo_labels/train
 
 The model is a checkpoint of this project (.ckpt), an ONNX file (.onnx) or a TorchScript archive (.pt, .torchscript,
 only with --trust-torchscript: an archive is a program). ``--class NAME=NUMBER`` says which class of the model becomes
@@ -113,7 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, required=True, help=".ckpt, .onnx or TorchScript")
-    parser.add_argument("--class", dest="classes", action="append", required=True, metavar="NAME[=CLASS]")
+    parser.add_argument(
+        "--class",
+        dest="classes",
+        action="append",
+        required=True,
+        metavar="NAME[=CLASS]",
+        help="new class, and its number or name in the model, for example car=13; may be repeated",
+    )
     parser.add_argument("--photos", type=Path, required=True, help="folder of photos")
     parser.add_argument("--output", type=Path, required=True, help="folder of the pseudo labels")
     parser.add_argument("--hard", type=float, help="threshold 0..1; by default scores are kept")
@@ -122,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="input size of a foreign model")
     parser.add_argument("--mean", type=float, nargs=3, default=Preprocessing().mean, help="of RGB in 0..1")
-    parser.add_argument("--std", type=float, nargs=3, default=Preprocessing().std)
+    parser.add_argument("--std", type=float, nargs=3, default=Preprocessing().std, help="of RGB in 0..1")
     parser.add_argument("--trust-torchscript", action="store_true", help="run the program in the archive")
     options = parser.parse_args(arguments)
     with explained():

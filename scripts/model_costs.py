@@ -273,7 +273,8 @@ def comma_separated(rows: Sequence[Row]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table and write the page and the CSV."""
     parser = argparse.ArgumentParser(
-        description="Parameters and multiply-accumulates of every published model."
+        description="Count the parameters and multiply-accumulates of every published model, print them, and write "
+        "costs.md and costs.csv (by default those in docs)."
     )
     parser.add_argument("--output", type=Path, default=DOCS, help="folder of costs.md and costs.csv")
     folder = parser.parse_args(arguments).output

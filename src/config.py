@@ -132,17 +132,18 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def refuse_unknown(config: Mapping[str, Any], files: str, prefix: str = "") -> None:
+def refuse_unknown(config: Mapping[str, Any], files: str, prefix: str = "", part: str = "") -> None:
     """Refuse keys that ``+key=value`` has added and that nothing would read.
 
     Args:
         config: part of a configuration. files: those below ``conf`` that have its keys, with wildcards.
-        prefix: of the part's keys, for the message.
+        prefix: of the part's keys, for the message. part: of the files that has them; all by default.
 
     Raises:
         UserError: a key is in none of the files.
     """
-    known = {key for file in Path(CONFIG_DIR).glob(files) for key in OmegaConf.load(file)}
+    contents: list[Any] = [OmegaConf.load(file) for file in Path(CONFIG_DIR).glob(files)]
+    known = {key for content in contents for key in (content[part] if part else content)}
     if unknown := [f"{prefix}{key}" for key in config if key not in known]:
         names = ", ".join(str(key) for key in config if key in known)
         raise UserError(f"nothing reads {', '.join(unknown)}; known are {names}")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from src.checkpoints.files import Checkpoint, read
 from src.checkpoints.network import load_network
-from src.config import CONFIG_DIR, build, run, to_plain
+from src.config import CONFIG_DIR, build, refuse_unknown, run, to_plain
 from src.data.datamodule import SegmentationDataModule
 from src.data.folder import DatasetError
 from src.data.store.entry import StoreError
@@ -79,6 +79,7 @@ def evaluate(config: DictConfig) -> float:
             "python -m src.evaluate checkpoint=<file> [data=<choice> data.root=<folder>]"
         )
     bootstrap = _bootstrap(plain)
+    _check_report(plain["report"])
     other = read_record(Path(config.compare).expanduser()) if config.compare else None
     checkpoint = read(Path(config.checkpoint).expanduser()) if config.checkpoint else None
     data_config, changes = _data_config(plain.get("data"), checkpoint)
@@ -202,6 +203,20 @@ def _bootstrap(plain: dict[str, Any]) -> Bootstrap:
     if not isinstance(seed, int) or seed < 0:
         raise UserError(f"seed={seed}: give a whole number, at least 0")
     return Bootstrap(samples, level, seed)
+
+
+def _check_report(counts: Any) -> None:
+    """Refuse what the page could not be made with, which comes after hours of work."""
+    if counts is None:
+        return
+    if not isinstance(counts, dict):
+        raise UserError(
+            f"report={counts}: give null for none; report.worst, best and details say what is in it"
+        )
+    refuse_unknown(counts, "evaluate.yaml", "report.", part="report")
+    for key, count in counts.items():
+        if type(count) is not int or count < 0:
+            raise UserError(f"report.{key}={count}: give a whole number, at least 0")
 
 
 def _data_config(

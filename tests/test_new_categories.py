@@ -138,6 +138,8 @@ def test_one_command_teaches_a_new_class_and_reports_what_was_forgotten(
 
     # what the run calls "before" is the checkpoint that it started from
     output = tmp_path / "compared.json"
+    with pytest.raises(SystemExit):
+        compare(["--before", str(base), "--after", str(checkpoint.path), "--output", str(tmp_path)])
     compare(["--before", str(base), "--after", str(checkpoint.path), "--output", str(output)])
     compared = json.loads(output.read_text())
     for metric, scores in report["before"]["known"].items():
@@ -224,6 +226,17 @@ class TestDegrading:
         assert narrow.sum() < mask.sum() < wide.sum()
         assert not (narrow & ~mask).any()
         assert not (mask & ~wide).any()
+
+    @pytest.mark.parametrize("wrong", [("--id", "300"), ("--noise", "-1"), ("--seed", "-1")])
+    def test_numbers_that_cannot_be_are_told(
+        self, lake: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: tuple[str, str]
+    ) -> None:
+        with pytest.raises(SystemExit):
+            degrade_labels(
+                ["--labels", str(lake / "annotations/train"), "--output", str(tmp_path), "--id=4", *wrong]
+            )
+        assert f"error: {' '.join(wrong)}: " in capsys.readouterr().err
+        assert not list(tmp_path.glob("*.png"))
 
     def test_a_folder(self, lake: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         arguments = ["--labels", str(lake / "annotations/train"), "--id", "4"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import re
 import signal
 import threading
 from functools import partial
@@ -21,10 +22,12 @@ from torch import nn
 
 from src.checkpoints.files import read_file, write_file
 from src.engine.slurm import requeue
-from src.errors import INTERRUPTED
+from src.errors import INTERRUPTED, UserError
 from src.structures import CropBatch
 
 log = logging.getLogger(__name__)
+
+_SCORE = re.compile(r"val(_known|_new)?/m(IoU|BIoU|BF1)|val_classes/(IoU|BIoU|BF1)_.+")
 
 
 def last_checkpoint(run_folder: Path) -> Path:
@@ -55,7 +58,18 @@ class BestCheckpoint(ModelCheckpoint):
 
     In the folder of an earlier part of the run, that part's best counts too: what training goes on from may have been
     written before it.
+
+    Raises:
+        UserError: ``monitor`` is no score of validations.
     """
+
+    def __init__(self, *, monitor: str, **options: Any) -> None:
+        if not _SCORE.fullmatch(monitor):
+            raise UserError(
+                f"callbacks.best.monitor={monitor}: choose a score such as val/mBIoU, val/mIoU, val_classes/IoU_sky, "
+                "or, with new classes, val_known/mBIoU or val_new/mBIoU"
+            )
+        super().__init__(monitor=monitor, **options)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

@@ -48,7 +48,7 @@ _BAND_SHARE = 16  # of the room for scores that a band of rows takes; whoever wr
 
 
 class Tiling(NamedTuple):
-    """Sizes of windows, in pixels; multiples of 32.
+    """Sizes of windows, in pixels; they start at multiples of 32.
 
     Attributes:
         window: height and width of the largest window.

@@ -223,6 +223,12 @@ def test_a_key_that_nothing_reads_is_refused(configure: Callable[..., DictConfig
         train(configure("+recipe.stepz=4"))
 
 
+def test_a_score_that_validations_do_not_have_is_refused(configure: Callable[..., DictConfig]) -> None:
+    with pytest.raises(UserError, match=r"callbacks\.best\.monitor=val/BIoU: choose a score"):
+        train(configure("callbacks.best.monitor=val/BIoU"))
+    assert train(configure("callbacks.best.monitor=val_classes/IoU_sky", steps=1)) is not None
+
+
 def test_training_without_end_is_refused(configure: Callable[..., DictConfig]) -> None:
     with pytest.raises(UserError, match=r"recipe\.steps=-1 trains without end"):
         train(configure("recipe.steps=-1"))
