@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import src  # noqa: F401  before torch: it says how torch's threads wait for each other
+
 # Weights & Biases never goes online and albumentations never asks for its newest version in tests.
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
