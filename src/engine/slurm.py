@@ -8,6 +8,8 @@ import subprocess
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 30  # seconds for SLURM's answer
+
 
 def step_name(default: str) -> str:
     """A name of the step that ``srun`` has started, or the default where there is none.
@@ -28,8 +30,10 @@ def requeue() -> None:
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
     try:
-        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
+        subprocess.run(
+            ["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=_PATIENCE
+        )
+    except (OSError, subprocess.SubprocessError) as error:
         reason = str(getattr(error, "stderr", "") or error).strip()
         log.warning("SLURM does not queue job %s again (%s): submit it again", job, reason)
     else:

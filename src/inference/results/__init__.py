@@ -1,5 +1,5 @@
 """The files of a prediction.
 
-``inputs`` finds photos, ``jobs`` what earlier runs have left of theirs, ``outputs`` and ``png`` write, and ``work`` goes
-from photo to photo.
+``inputs`` finds photos, ``jobs`` what earlier runs have left of theirs, ``outputs`` and ``png`` write, and ``work``
+goes from photo to photo.
 """
