@@ -18,7 +18,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python -m src.train experiment=massformer model/size=nano \
 		recipe.steps=260 recipe.val_every=260 hydra.run.dir=outputs/demo
-	@echo "next            $(BIN)/python -m src.predict checkpoint=outputs/demo/checkpoints/best.ckpt input=<photos> output=<folder>"
+	@echo "next            $(BIN)/python -m src.predict checkpoint=outputs/demo/checkpoints/best.ckpt" \
+		"input=data/synthetic/images_pad/test output=outputs/demo/labels"
+	@echo "                (this network knows synthetic scenes alone; for photos see README, Train)"
 
 lint: setup
 	$(BIN)/ruff check .

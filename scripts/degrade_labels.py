@@ -92,8 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"--value {options.value}: an id in label maps is a number from 1 to 254")
         if not 0 <= options.id <= 254:
             raise UserError(f"--id {options.id}: an id in label maps is a number from 0 to 254")
+        if not 0 <= options.missed <= 1:
+            raise UserError(f"--missed {options.missed}: give a share from 0 to 1")
         for name in ("tolerance", "noise", "seed"):
-            if getattr(options, name) < 0:
+            if not getattr(options, name) >= 0:
                 raise UserError(f"--{name} {getattr(options, name)}: give a number of at least 0")
         files = sorted(
             path

@@ -27,15 +27,24 @@ _PATHS = re.compile(
     r"|data\.(root|store|cache_folder|pseudo_labels|folders\.\w+\.(images|labels))|hydra\.(run|sweep)\.dir)"
 )
 
+# Options of processes that follow the first of a run, by what may be given instead. Folders named by the time differ.
+_FOLLOWERS = {
+    "hydra/job_logging": ("hydra/job_logging=stdout", "hydra.job_logging.root.level=WARNING"),
+    "hydra/hydra_logging": ("hydra/hydra_logging=none",),
+    "hydra.output_subdir": ("hydra.output_subdir=null",),
+    "hydra.run.dir": (
+        'hydra.run.dir="outputs/${name}/${resumable:.,${oc.select:resume},${hydra.job.override_dirname}}"',
+    ),
+}
+
 CONFIG_DIR = str(Path(__file__).resolve().parent.parent / "conf")
 
 # ${count:${data.classes}}: how many entries a mapping has
 OmegaConf.register_new_resolver("count", len, replace=True)
 # ${mul:a,b}: the product of two whole numbers
 OmegaConf.register_new_resolver("mul", lambda a, b: int(a) * int(b), replace=True)
-# ${slurm_step:default}: a name for the SLURM step that this is, the same in all of its processes and when its job is
-# queued again; the default elsewhere
-OmegaConf.register_new_resolver("slurm_step", slurm.step_name, replace=True)
+# ${resumable:default,${resume},${hydra.job.override_dirname}}: a name that a run has again when SLURM starts it again
+OmegaConf.register_new_resolver("resumable", slurm.resumable_name, replace=True)
 # ${extend:${known_classes},${data.new_classes}}: the classes with new ones after them
 OmegaConf.register_new_resolver("extend", extend_classes, replace=True)
 
@@ -98,24 +107,22 @@ def run(main: Callable[[], Any], together: bool = False) -> None:
             and keeps Hydra's records; the others warn, and make no folder of their own.
     """
     given = quoted_paths(sys.argv[1:])
-    added = _of_followers(os.environ) if together else []
-    sys.argv[1:] = given + [option for option in added if not any(_same_key(option, one) for one in given)]
+    if together and rank() > 0:
+        keys = {word.partition("=")[0].lstrip("+~") for word in given}
+        added = [word for key, words in _FOLLOWERS.items() if key not in keys for word in words]
+        # beside other overrides: Hydra does not take them on both sides of a flag
+        last = max(
+            (at for at, word in enumerate(given, start=1) if "=" in word and word[0] != "-"), default=0
+        )
+        given[last:last] = added
+    sys.argv[1:] = given
     main()
 
 
-def _of_followers(environment: Mapping[str, str]) -> list[str]:
-    """Options of a process that torchrun, SLURM or Lightning has started beside the first; none of the first."""
+def rank() -> int:
+    """Of this process among those that torchrun, SLURM or Lightning has started for one run; 0 for the first."""
     names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # as Lightning looks for it
-    rank = next((environment[name] for name in names if name in environment), "0")
-    if rank == "0":
-        return []
-    options = ["hydra/job_logging=stdout", "hydra.job_logging.root.level=WARNING", "hydra.output_subdir=null"]
-    # torchrun's processes would each make one, named by the time
-    return [*options, "hydra.run.dir=outputs/${name}"] if "SLURM_STEP_ID" not in environment else options
-
-
-def _same_key(option: str, other: str) -> bool:
-    return option.partition("=")[0] == other.partition("=")[0].lstrip("+")
+    return int(next((os.environ[name] for name in names if name in os.environ), 0))
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:

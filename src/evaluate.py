@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from src.checkpoints.files import Checkpoint, read
 from src.checkpoints.network import load_network
-from src.config import CONFIG_DIR, build, refuse_unknown, run, to_plain
+from src.config import CONFIG_DIR, build, rank, refuse_unknown, run, to_plain
 from src.data.datamodule import SegmentationDataModule
 from src.data.folder import DatasetError
 from src.data.store.entry import StoreError
@@ -78,6 +79,8 @@ def evaluate(config: DictConfig) -> float:
             "give either checkpoint=<file> or predictions=<folder of index PNGs>. Usage: "
             "python -m src.evaluate checkpoint=<file> [data=<choice> data.root=<folder>]"
         )
+    if config.predictions is not None and rank() > 0:
+        return math.nan  # the first process scores all files
     bootstrap = _bootstrap(plain)
     _check_report(plain["report"])
     other = read_record(Path(config.compare).expanduser()) if config.compare else None
@@ -118,7 +121,7 @@ def _evaluate_checkpoint(
     module = SegmentationModule(
         load_network(checkpoint), None, None, data.taxonomy.names, metrics=plain["metrics"]
     )
-    folder = Path(config.run_dir) / "predictions" if config.report else None
+    folder = Path(config.run_dir) / "predictions" if config.report is not None else None
     per_image = PerImageScores(folder, data.taxonomy.colours)
     trainer: Trainer = build(config.trainer, callbacks=[per_image])
     run = trainer.validate if config.split == "val" else trainer.test
@@ -158,7 +161,8 @@ def _write_results(
     }
     if checkpoint is not None:
         limit, enlarge = data_config.get("evaluation_limit"), data_config.get("enlarge")
-        facts["evaluated at"] = f"{'fitted' if enlarge else 'reduced'} to {limit}"
+        size = "x".join(map(str, limit)) if limit else ""
+        facts["evaluated at"] = f"fitted to {size}" if enlarge else f"their own size, at most {size}"
     findings = find_out(
         facts, data.taxonomy, evaluated.metrics, evaluated.scores, evaluated.images, bootstrap
     )

@@ -212,7 +212,7 @@ def open_image(path: Path, source: bytes | io.BufferedReader) -> Image.Image:
             f"{path}: {error} Cut the photo into parts; in src.predict inference.max_megapixels is the limit."
         ) from error
     except DAMAGED as error:
-        reason = "of another format" if isinstance(error, UnidentifiedImageError) else error
+        reason = "its content is something else" if isinstance(error, UnidentifiedImageError) else error
         raise PhotoError(
             f"{path}: not a readable JPEG or PNG ({reason}). Convert the photo to JPEG or PNG, or copy it "
             "again."

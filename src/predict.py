@@ -67,6 +67,10 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     if source.is_dir() and (left_out := others(source)):
         console.print(left_out)
     checkpoint = read(Path(config["checkpoint"]).expanduser())
+    if checkpoint.config.get("data", {}).get("synthetic"):
+        console.print(
+            f"{checkpoint.path} was trained on synthetic scenes alone: expect little of it on photos"
+        )
     plan, network_id = _plan(config, checkpoint), checkpoint.fingerprint
     jobs = [
         Job(photo, name, plan.files(folder, name))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ import lightning
 import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -36,11 +39,14 @@ from src.engine.optimisation import Optimisation
 from src.engine.report import means_line, print_results
 from src.engine.resuming import check_resumable
 from src.engine.sweep import SweepRun, mean_scores, print_sweep
-from src.errors import UserError, explained
+from src.errors import UserError, explained, message_of
+from src.models.layers import ONE_IMAGE_PER_DEVICE, PooledBatchNorm
 from src.models.recomputation import checkpoint_network
 from src.models.segmenter import SMALLEST_SIDE, count_parameters
 
 log = logging.getLogger(__name__)
+
+_failed: list[int] = []  # runs of a sweep, by number
 
 _LEAST = {"save_every": 0, "crop_size": SMALLEST_SIDE}  # 0: no checkpoint in between
 _AUTO = "auto"  # as resume: from the run's own folder
@@ -55,8 +61,13 @@ def main(config: DictConfig) -> float | None:
         announce(config)
         try:
             return train(config)
-        except UserError:
-            raise
+        except UserError as error:
+            if not sweeps or not _in_this_process():
+                raise
+            number = HydraConfig.get().job.num
+            print(f"error: run {number}: {message_of(error)}", file=sys.stderr)
+            _failed.append(number)  # Hydra would end with its traceback
+            return None
         except Exception:
             if sweeps and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
                 traceback.print_exc()
@@ -65,6 +76,12 @@ def main(config: DictConfig) -> float | None:
         finally:
             if sweeps:
                 _show_sweep(Path(HydraConfig.get().sweep.dir))
+
+
+def _in_this_process() -> bool:
+    """Whether Hydra's own sweeper and launcher are at work, and not a plugin that has to hear of failures."""
+    chosen = HydraConfig.get().runtime.choices
+    return chosen["hydra/launcher"] == "basic" and chosen["hydra/sweeper"] == "basic"
 
 
 def train(config: DictConfig) -> float | None:
@@ -78,8 +95,10 @@ def train(config: DictConfig) -> float | None:
     folder, resume = Path(config.run_dir), _resumed(config)
     if resume:
         steps = check_resumable(resume, plain)
-        table = folder / "scores.json"
-        if config.resume == _AUTO and steps >= plain["trainer"]["max_steps"] > 0 and table.is_file():
+        table, asked = folder / "scores.json", plain["trainer"]["max_steps"]
+        if steps > asked > 0:
+            raise UserError(f"{resume} has done {steps} steps, more than recipe.steps={asked}")
+        if config.resume == _AUTO and steps == asked and table.is_file():
             log.info("all %d steps are done, and %s has the scores", steps, table)
             return 100 * mean_scores(table)[1]
         log.info("resuming after step %d, from %s", steps, resume)
@@ -98,6 +117,8 @@ def train(config: DictConfig) -> float | None:
         seed=config.seed,
         config=plain,
     )
+    _check_pooled_norms(module.network, config)
+    monitor = _monitor(config, module)
     trainer = _trainer(config, plain)
     data.check_epoch(trainer.world_size, trainer.accumulate_grad_batches)
     _tell_crops(config, trainer)
@@ -116,19 +137,24 @@ def train(config: DictConfig) -> float | None:
         early = trainer.global_step < trainer.max_steps and trainer.max_epochs == -1
         if resume and not early and module.latest_scores is None:  # the run was ended in its last validation
             trainer.validate(module, data, verbose=False)
-            if trainer.is_global_zero and (score := trainer.callback_metrics.get("val/mBIoU")) is not None:
-                keep_if_best(Path(resume), folder, float(score))
+            if (
+                trainer.is_global_zero
+                and monitor
+                and (value := trainer.callback_metrics.get(monitor)) is not None
+            ):
+                keep_if_best(Path(resume), folder, float(value))
         wandb.finish()  # says what it has to say before the results
         if trainer.is_global_zero and early:
+            again = "" if config.resume == _AUTO else f" with resume={last_checkpoint(folder)}"
             log.warning(
-                "ended after step %d of %d; with resume=%s added to its overrides the run resumes there",
+                "ended after step %d of %d; the command, given again%s, resumes there",
                 trainer.global_step,
                 trainer.max_steps,
-                last_checkpoint(folder),
+                again,
             )
         if trainer.is_global_zero:
             scores = None if module.latest_scores is untrained else module.latest_scores
-            print_results(folder, module.class_names, scores, untrained)
+            print_results(folder, module.class_names, trainer.global_step, scores, untrained)
         score = trainer.callback_metrics.get("val/mBIoU")
         return None if score is None else float(score)
     finally:
@@ -174,6 +200,25 @@ def _check_counts(recipe: dict[str, Any]) -> None:
         endless = key == "steps" and value == -1  # up to trainer.max_epochs
         if not endless and (type(value) is not int or value < least):
             raise UserError(f"recipe.{key}={value}: give a whole number, at least {least}")
+
+
+def _check_pooled_norms(network: nn.Module, config: DictConfig) -> None:
+    """Refuse what the first step would, before the untrained network is scored."""
+    pooled = any(isinstance(module, PooledBatchNorm) for module in network.modules())
+    if pooled and config.recipe.batch_size == 1 and not config.trainer.sync_batchnorm:
+        raise UserError(ONE_IMAGE_PER_DEVICE)
+
+
+def _monitor(config: DictConfig, module: SegmentationModule) -> str | None:
+    """The score that chooses the best checkpoint, one of those that validations have; None where none is kept."""
+    if config.callbacks.get("best") is None:
+        return None
+    monitor, names = str(config.callbacks.best.monitor), module.score_names
+    if "new_classes" in config.data:
+        names += [f"val_{group}/m{metric}" for group in ("known", "new") for metric in ("IoU", "BIoU")]
+    if monitor not in names:
+        raise UserError(f"callbacks.best.monitor={monitor}: choose one of {', '.join(names)}")
+    return monitor
 
 
 def _tell_crops(config: DictConfig, trainer: Trainer) -> None:
@@ -244,14 +289,19 @@ def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
     if limit := plain["trainer"].get("max_time"):
         callbacks.append(RunTimer(limit))
     kept = [callback for callback in callbacks if callback is not None]
-    return build(
-        config.trainer,
-        logger=loggers,
-        callbacks=kept,
-        plugins=[WholeCheckpoints(), *([SynchronisedNorms()] if config.trainer.sync_batchnorm else [])],
-        enable_progress_bar=bar,
-        max_time=None,  # see above
-    )
+    try:
+        return build(
+            config.trainer,
+            logger=loggers,
+            callbacks=kept,
+            plugins=[WholeCheckpoints(), *([SynchronisedNorms()] if config.trainer.sync_batchnorm else [])],
+            enable_progress_bar=bar,
+            max_time=None,  # see above
+        )
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MisconfigurationException | ValueError):
+            raise UserError(f"these trainer options cannot be met: {error.__cause__}") from error
+        raise
 
 
 @rank_zero_only
@@ -273,3 +323,6 @@ def _keep_earlier(folder: Path, resume: str | None) -> None:
 
 if __name__ == "__main__":
     run(main, together=True)
+    if _failed:
+        print(f"error: these runs of the sweep failed: {', '.join(map(str, _failed))}", file=sys.stderr)
+        raise SystemExit(1)

@@ -63,8 +63,8 @@ def start_from(network: nn.Module, path: str, classes: Sequence[str], others: st
     except NameTableError as error:
         encoder = checkpoint.config["model"]["network"]["backbone"].get("name")
         raise UserError(
-            f"{error}. Give this run the experiment and the model options that the checkpoint was trained with (its "
-            f"encoder is {encoder}), such as model/size=nano"
+            "give this run the experiment and the model options that the checkpoint was trained with, such as "
+            f"model/size=nano (its encoder is {encoder}): {error}"
         ) from error
     log.info("weights start from %s, %s", path, "apart from:" if rows else "all of them")
     for row in rows:

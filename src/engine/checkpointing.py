@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import re
 import signal
 import threading
 from functools import partial
@@ -22,12 +21,10 @@ from torch import nn
 
 from src.checkpoints.files import read_file, write_file
 from src.engine.slurm import requeue
-from src.errors import INTERRUPTED, UserError
+from src.errors import INTERRUPTED
 from src.structures import CropBatch
 
 log = logging.getLogger(__name__)
-
-_SCORE = re.compile(r"val(_known|_new)?/m(IoU|BIoU|BF1)|val_classes/(IoU|BIoU|BF1)_.+")
 
 
 def last_checkpoint(run_folder: Path) -> Path:
@@ -58,18 +55,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     In the folder of an earlier part of the run, that part's best counts too: what training goes on from may have been
     written before it.
-
-    Raises:
-        UserError: ``monitor`` is no score of validations.
     """
-
-    def __init__(self, *, monitor: str, **options: Any) -> None:
-        if not _SCORE.fullmatch(monitor):
-            raise UserError(
-                f"callbacks.best.monitor={monitor}: choose a score such as val/mBIoU, val/mIoU, val_classes/IoU_sky, "
-                "or, with new classes, val_known/mBIoU or val_new/mBIoU"
-            )
-        super().__init__(monitor=monitor, **options)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -120,6 +106,7 @@ class LastCheckpoint(ModelCheckpoint):
         connector: Any = trainer._signal_connector
         connector._sigterm_notifier_fn = partial(self._hear, trainer)
         connector._slurm_sigusr_handler_fn = partial(self._hear, trainer)
+        connector._sigterm_handler_fn = _say_nothing  # on SLURM it says that the signal is passed over
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._told_to_stop &= trainer.world_size > 1  # which a validation before training does not end
@@ -130,7 +117,8 @@ class LastCheckpoint(ModelCheckpoint):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             self._interrupted = True
             if trainer.is_global_zero:
-                log.warning("stopping after this step; Ctrl-C again ends at once")
+                after = "" if trainer.validating else " after this step"
+                log.warning("stopping%s; Ctrl-C again ends at once", after)
         elif number != signal.SIGTERM:
             self._requeues = True
         elif not self._told_to_stop and trainer.strategy.launcher is not None:
@@ -161,6 +149,8 @@ class LastCheckpoint(ModelCheckpoint):
             trainer.should_stop = False
         if between_steps and trainer.world_size > 1:
             self._told_to_stop = trainer.strategy.reduce_boolean_decision(self._told_to_stop, all=False)
+            if self._told_to_stop:
+                self._requeues = trainer.strategy.reduce_boolean_decision(self._requeues, all=False)
         if self._told_to_stop:
             trainer._signal_connector.received_sigterm = between_steps  # Lightning would stop inside a step
         # Not when training has ended: averaged weights have then taken the place of the trained ones.
@@ -189,16 +179,27 @@ class LastCheckpoint(ModelCheckpoint):
                 exception.code = INTERRUPTED
             if trainer.local_rank > 0 and isinstance(_environment(trainer), LightningEnvironment):
                 exception.code = 0  # Lightning kills the process that started this one if it fails
-            if self._requeues and trainer.is_global_zero:
-                requeue()
         # lost weights come again in an exact resume; that error gives advice of its own
-        if (
-            trainer.state.fn != "fit"
-            or not trainer.is_global_zero
-            or isinstance(exception, FloatingPointError)
-        ):
-            return
+        if trainer.is_global_zero and not isinstance(exception, FloatingPointError):
+            if trainer.state.fn == "fit":
+                self._advise(trainer, pl_module)
+            if isinstance(exception, SIGTERMException):
+                self._requeue_if_told()
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Requeue at once: several processes finish a validation, which may take longer than they are given."""
+        if trainer.state.fn == "fit" and trainer.is_global_zero:
+            self._requeue_if_told()
+
+    def _requeue_if_told(self) -> None:
+        if self._requeues:
+            self._requeues = False
+            requeue()
+
+    def _advise(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = self._last_checkpoint_saved or trainer.ckpt_path
+        config: Any = getattr(pl_module, "config", {})
+        again = "given again" if config.get("resume") == "auto" else f"given again with resume={path}"
         if not path:
             log.warning(
                 "stopped after step %d; no checkpoint had been written yet (recipe.save_every is %d steps)",
@@ -207,16 +208,20 @@ class LastCheckpoint(ModelCheckpoint):
             )
         elif self._last_global_step_saved == trainer.global_step and is_last_step(trainer):
             log.warning(
-                "training had ended; with resume=%s added to its overrides the run makes its scores",
-                path,
+                "all %d steps are done, but not scored: the command, %s, scores them",
+                trainer.global_step,
+                again,
             )
         else:
             log.warning(
-                "stopped after step %d; with resume=%s added to its overrides the run resumes at step %d",
+                "stopped after step %d; the command, %s, resumes at step %d",
                 trainer.global_step,
-                path,
+                again,
                 self._last_global_step_saved,
             )
+
+
+def _say_nothing(*_: Any) -> None: ...
 
 
 def _environment(trainer: Trainer) -> object:

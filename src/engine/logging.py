@@ -84,9 +84,12 @@ def wandb_logger(
     mode = options.pop("mode", None) or ("offline" if options.pop("offline", False) else wandb_mode())
     settings: dict[str, Any] = {
         "log_model": False,
-        "settings": wandb.Settings(init_timeout=_PATIENCE),
+        # at the end a run shows its own table, and W&B's of all metrics would push it off the screen
+        "settings": wandb.Settings(
+            init_timeout=_PATIENCE, quiet=os.environ.get("WANDB_QUIET", "true") != "false"
+        ),
     } | options
-    make = partial(WandbLogger, project=project, name=name, save_dir=save_dir, config=config, **settings)
+    make = partial(_logger, project=project, name=name, save_dir=save_dir, config=config, **settings)
     logger = make(mode=mode)
     if mode == "online":
         try:
@@ -94,4 +97,10 @@ def wandb_logger(
         except wandb.errors.Error as error:
             log.warning("W&B refuses (%s): logging offline (wandb sync later)", error)
             logger = make(mode="offline")
+    return logger
+
+
+def _logger(**options: Any) -> WandbLogger:
+    logger = WandbLogger(**options)
+    logger._wandb_init.pop("anonymous", None)  # which Lightning hands on, and W&B warns of
     return logger

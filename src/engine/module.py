@@ -56,6 +56,13 @@ class SegmentationModule(LightningModule):
         self.latest_scores: dict[str, Tensor] | None = None
         self.scores.persistent(False)  # a checkpoint needs no half-finished evaluation
 
+    @property
+    def score_names(self) -> list[str]:
+        """What a validation logs: means as ``val/mIoU`` and classes as ``val_classes/IoU_person``."""
+        metrics = ("IoU", "BIoU", "BF1") if self.scores.tolerances else ("IoU", "BIoU")
+        means = [f"val/m{metric}" for metric in metrics]
+        return means + [f"val_classes/{metric}_{name}" for metric in metrics for name in self.class_names]
+
     def on_train_batch_start(self, batch: CropBatch, batch_idx: int) -> None:
         """Make the step's random numbers a function of (seed, batch, rank), so that resuming is exact."""
         loop = self.trainer.fit_loop

@@ -5,23 +5,30 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import zlib
 
 log = logging.getLogger(__name__)
 
+_NO_STEP = 0xFFFFFFF0  # numbers from here on are those of batch scripts and interactive shells
 _PATIENCE = 30  # seconds for SLURM's answer
 
 
-def step_name(default: str) -> str:
-    """A name of the step that ``srun`` has started, or the default where there is none.
+def resumable_name(default: str, resume: str | None, overrides: str) -> str:
+    """A name for a run that ``srun`` has started with ``resume=auto``; the default for all others.
 
-    All processes of a step have the same, also when its job is queued again.
+    All processes of a step have the same, also when its job is queued again; other runs in the same step have others.
+
+    Args:
+        resume: of the run. overrides: that tell it from others.
     """
-    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
+    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID", "")
     interactive = os.environ.get("SLURM_JOB_NAME") in (
         "bash",
         "interactive",
     )  # shells, as Lightning tells them
-    return default if job is None or step is None or interactive else f"slurm_{job}_{step}"
+    if resume != "auto" or job is None or interactive or not step.isdecimal() or int(step) >= _NO_STEP:
+        return default
+    return f"slurm_{job}_{step}_{zlib.crc32(overrides.encode('utf-8', 'surrogateescape')):08x}"
 
 
 def requeue() -> None:

@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from src.errors import UserError
 from src.models import pointwise
 
+ONE_IMAGE_PER_DEVICE = (
+    "Batch norm of a pooled (1x1) map cannot train with one image per device. Use a batch size of 2 or more per "
+    "device (recipe.batch_size=2), or recipe.pooled_norm=frozen (fixed statistics), or recipe.pooled_norm=group "
+    "(group norm), or trainer.sync_batchnorm=true on several GPUs."
+)
 PooledNorm = Literal["batch", "frozen", "group"]
 
 
@@ -42,11 +47,7 @@ class PooledBatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, 1, 1) -> (B, C, 1, 1)."""
         if self.training and x.numel() == x.shape[1]:
-            raise UserError(
-                "Batch norm of a pooled (1x1) map cannot train with one image per device. Use a batch size of "
-                "2 or more per device (recipe.batch_size=2), or recipe.pooled_norm=frozen (fixed statistics), or "
-                "recipe.pooled_norm=group (group norm), or trainer.sync_batchnorm=true on several GPUs."
-            )
+            raise UserError(ONE_IMAGE_PER_DEVICE)
         return super().forward(x)
 
 

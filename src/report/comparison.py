@@ -32,7 +32,7 @@ class Comparison(NamedTuple):
         images: photos that both have.
         unmatched: photos that only one of them has.
         differences: by metric, over the shared photos, with paired intervals.
-        changes: shared photos by the size of the change of their boundary IoU, the largest first.
+        changes: shared photos whose boundary IoU has changed, by the size of the change, the largest first.
     """
 
     other: str
@@ -140,7 +140,7 @@ def compare(
     changes = [
         Change(*entry)
         for entry in zip(shared, ours.biou.tolist(), theirs.biou.tolist(), strict=True)
-        if not np.isnan(entry[1:]).any()
+        if not np.isnan(entry[1:]).any() and entry[1] != entry[2]
     ]
     return Comparison(
         other=str(other.path),

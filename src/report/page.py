@@ -125,7 +125,7 @@ def score_text(metric: str, value: float, *, signed: bool = False) -> str:
     """IoU and BIoU in percent, BF1 as a fraction, as the paper prints them; a dash for nan."""
     if np.isnan(value):
         return "-"
-    sign = "+" if signed else ""
+    sign = "+z" if signed else "z"  # z: no -0.00
     return f"{value:{sign}.4f}" if metric == "BF1" else f"{100 * value:{sign}.2f}"
 
 

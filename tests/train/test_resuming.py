@@ -277,6 +277,15 @@ def test_lost_statistics_count_as_lost_weights(
         train(configure("recipe.save_every=1", steps=2))
 
 
+def test_fewer_steps_than_are_done_are_refused(
+    configure: Callable[..., DictConfig], tmp_path: Path, one_step: Path
+) -> None:
+    train(configure(f"resume={one_step}", steps=2))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with pytest.raises(UserError, match=r"has done 2 steps, more than recipe\.steps=1"):
+        train(configure(f"resume={last}", steps=1))
+
+
 def test_only_training_can_be_resumed(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     config = to_plain(configure())
     write(tmp_path / "weights.ckpt", config, build_network(config).state_dict())

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,9 +127,12 @@ def test_training_in_mixed_precision_stays_finite(
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_one_crop_per_device_with_batch_norm_is_explained(configure: Callable[..., DictConfig]) -> None:
+def test_one_crop_per_device_with_batch_norm_is_explained(
+    configure: Callable[..., DictConfig], tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"pooled_norm=frozen"):
         train(configure("recipe.batch_size=1", "recipe.pooled_norm=batch"))
+    assert not (tmp_path / "run").exists()  # told before anything is made
 
 
 def test_validation_counts_steps_not_batches(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
@@ -224,9 +228,34 @@ def test_a_key_that_nothing_reads_is_refused(configure: Callable[..., DictConfig
 
 
 def test_a_score_that_validations_do_not_have_is_refused(configure: Callable[..., DictConfig]) -> None:
-    with pytest.raises(UserError, match=r"callbacks\.best\.monitor=val/BIoU: choose a score"):
-        train(configure("callbacks.best.monitor=val/BIoU"))
+    for wrong in ("val/BIoU", "val_classes/IoU_skky", "val/mBF1", "null"):  # BF1 is not measured here
+        with pytest.raises(
+            UserError, match=r"callbacks\.best\.monitor=.*: choose one of val/mIoU, val/mBIoU,"
+        ):
+            train(configure(f"callbacks.best.monitor={wrong}"))
     assert train(configure("callbacks.best.monitor=val_classes/IoU_sky", steps=1)) is not None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_trainer_options_that_cannot_be_met_are_told(configure: Callable[..., DictConfig]) -> None:
+    with pytest.raises(UserError, match="these trainer options cannot be met: No supported gpu"):
+        train(configure("trainer.accelerator=gpu"))
+
+
+def test_the_best_checkpoint_is_described(
+    configure: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table is of the last step, whatever the best one was."""
+    log = SegmentationModule.log
+
+    def worse_and_worse(self: SegmentationModule, name: str, value: Any, **options: Any) -> None:
+        log(self, name, 50.0 - self.global_step if name == "val/mBIoU" else value, **options)
+
+    monkeypatch.setattr(SegmentationModule, "log", worse_and_worse)
+    train(configure("recipe.val_every=1", steps=2))
+    said = capsys.readouterr().out
+    assert "best.ckpt (step 1, val/mBIoU 49.00)" in said
+    assert "the table is of step 2: " in said
 
 
 def test_training_without_end_is_refused(configure: Callable[..., DictConfig]) -> None:

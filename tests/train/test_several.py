@@ -67,6 +67,12 @@ def test_two_processes_give_the_scores_of_one(
         assert done.returncode == 0, done.stderr[-3000:]
         (written,) = (tmp_path / name).glob("outputs/evaluate/*/scores.json")
         assert list(written.parent.parent.iterdir()) == [written.parent]
+        if name == "torchrun":  # label maps are scored by the first process alone
+            files = [f"predictions={written.parent / 'predictions'}", "data=mass13k", f"data.root={scenes}"]
+            start = [*by_torchrun, *files, "num_workers=0", "report=null", "hydra.run.dir=files"]
+            done = run_module(*start, folder=tmp_path / name)
+            assert done.returncode == 0, done.stderr[-3000:]
+            assert done.stdout.count("tables: ") == 1
         assert (written.parent / "report.html").is_file()
         assert len(list((written.parent / "predictions").iterdir())) == 3
         scores = json.loads(written.read_text())
@@ -142,7 +148,9 @@ def test_one_bad_run_does_not_end_a_sweep(scenes: Path, tmp_path: Path) -> None:
         folder=tmp_path,
     )
     assert done.returncode == 1
-    assert "nowhere" in done.stderr
+    assert f"error: run 0: {tmp_path / 'nowhere'}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.rstrip().endswith("these runs of the sweep failed: 0")
     assert (tmp_path / "sweep" / "1_massformer" / "scores.csv").is_file()
     failed, done_run = (tmp_path / "sweep" / "sweep.csv").read_text().splitlines()[1:]
     assert failed == f"0: data.root={tmp_path / 'nowhere'},,,"

@@ -17,6 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from src.engine.module import SegmentationModule
+from src.engine.slurm import resumable_name
 from src.errors import explained
 from src.train import train
 from tests.train.runs import QUIET, REPOSITORY, TINY
@@ -55,7 +56,7 @@ def test_a_run_told_to_stop_loses_nothing(
     assert stopped.value.code == 128 + number
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert f"with resume={last} added to its overrides the run resumes at step 2" in caplog.text
+    assert f"the command, given again with resume={last}, resumes at step 2" in caplog.text
     checkpoint = torch.load(last, weights_only=True)
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
     assert (checkpoint["global_step"], batches) == (2, 2 * accumulated)  # between steps
@@ -104,6 +105,15 @@ def test_slurm_queues_a_run_again(
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
     assert train(configure("recipe.save_every=100", "resume=auto")) is not None
     assert "resuming after step 2" in caplog.text
+    (tmp_path / "told").unlink()
+    with monkeypatch.context() as patch:  # in a validation, before which all is saved
+        patch.setenv("PATH", f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}")
+        patch.setattr(
+            SegmentationModule, "on_validation_epoch_start", lambda _: os.kill(os.getpid(), signal.SIGUSR1)
+        )
+        with pytest.raises(SystemExit), explained():
+            train(configure(run="other", steps=1))
+    assert (tmp_path / "told").read_text().count("requeue") == 1
 
 
 def test_a_validation_told_to_stop_is_made_by_the_resumed_run(
@@ -121,7 +131,10 @@ def test_a_validation_told_to_stop_is_made_by_the_resumed_run(
             train(configure(steps=1))
     assert stopped.value.code == 130
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert f"training had ended; with resume={last} added" in caplog.text
+    assert (
+        f"all 1 steps are done, but not scored: the command, given again with resume={last}, scores"
+        in caplog.text
+    )
     assert not (tmp_path / "run/scores.json").exists()
     assert train(configure(f"resume={last}", run="resumed", steps=1)) is not None
     assert (tmp_path / "resumed/scores.json").is_file()
@@ -170,7 +183,7 @@ def test_a_signal_to_all_processes_of_a_run_loses_nothing(
     assert run.returncode == 128 + number, said
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     step = torch.load(last, weights_only=True)["global_step"]
-    assert f"with resume={last} added to its overrides the run resumes at step {step}" in said
+    assert f"the command, given again with resume={last}, resumes at step {step}" in said
     assert f"stopped after step {step};" in said
 
 
@@ -200,10 +213,11 @@ def test_a_step_of_slurm_goes_on_where_it_was_ended(scenes: Path, tmp_path: Path
     }
     run = [option for option in [*TINY, *QUIET] if not option.startswith(("num_workers", "trainer.devices"))]
     run += ["trainer.devices=2", f"data.root={scenes}", "recipe.save_every=100000", "resume=auto"]
+    run += ["recipe.steps=100000", "recipe.val_every=100000"]
 
-    def start(rank: int, steps: int) -> subprocess.Popen[str]:
+    def start(rank: int) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "src.train", *run, f"recipe.steps={steps}", f"recipe.val_every={steps}"],
+            [sys.executable, "-m", "src.train", *run],
             cwd=tmp_path,
             env={**os.environ, **shared, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
             stdout=subprocess.PIPE,
@@ -211,26 +225,51 @@ def test_a_step_of_slurm_goes_on_where_it_was_ended(scenes: Path, tmp_path: Path
             text=True,
         )
 
-    folder = tmp_path / "outputs" / "massformer" / "slurm_1234_0"
-    first = [start(rank, 100000) for rank in range(2)]
-    end = time.monotonic() + 300
-    while not ((folder / "metrics.csv").exists() and (folder / "metrics.csv").read_text().count("\n") > 3):
-        assert all(process.poll() is None for process in first), first[0].communicate()[0]
-        assert time.monotonic() < end, "no step in five minutes"
-        time.sleep(0.2)
-    for process in first:
-        process.send_signal(signal.SIGUSR1)
-    said = [process.communicate(timeout=120)[0] for process in first]
-    assert [process.returncode for process in first] == [143, 143], said
-    assert (tmp_path / "told").read_text() == "requeue 1234\n"
-    done = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
-    again = [start(rank, done + 1) for rank in range(2)]
-    said = [process.communicate(timeout=300)[0] for process in again]
-    assert [process.returncode for process in again] == [0, 0], said
+    def told(to: slice) -> tuple[Path, list[str]]:
+        """Start both, send some of them the signal after a step, and wait for their end."""
+        began, end = time.time(), time.monotonic() + 300
+        processes = [start(rank) for rank in range(2)]
+        while not any(
+            curve.stat().st_mtime > began and curve.read_text().count("\n") > 3
+            for curve in tmp_path.glob("outputs/massformer/slurm_1234_0_*/metrics.csv")
+        ):
+            ended = [process for process in processes if process.poll() is not None]
+            if ended or time.monotonic() > end:
+                for process in processes:
+                    process.kill()  # the others wait for it
+                pytest.fail(ended[0].communicate()[0] if ended else "no step in five minutes")
+            time.sleep(0.2)
+        for process in processes[to]:
+            process.send_signal(signal.SIGUSR1)
+        said = [process.communicate(timeout=120)[0] for process in processes]
+        assert [process.returncode for process in processes] == [143, 143], said
+        (folder,) = (tmp_path / "outputs" / "massformer").iterdir()
+        return folder, said
+
+    folder, _ = told(slice(2))
+    last = folder / "checkpoints" / "last.ckpt"
+    done = torch.load(last, weights_only=True)["global_step"]
+    again, said = told(slice(1, 2))  # the second alone
+    assert again == folder
     assert f"resuming after step {done}" in said[0]
     assert "resuming" not in said[1]  # heard once
-    assert (folder / "scores.json").is_file()
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert torch.load(last, weights_only=True)["global_step"] > done
+    assert (tmp_path / "told").read_text() == "requeue 1234\n" * 2
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_runs_in_one_step_of_slurm_have_folders_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1234")
+    monkeypatch.setenv("SLURM_STEP_ID", str(steps))
+    monkeypatch.setenv("SLURM_JOB_NAME", "massformer")
+    names = [resumable_name("time", "auto", overrides) for overrides in ("seed=0", "seed=0", "seed=1")]
+    assert names[0] == names[1] != names[2]
+    assert all(name.startswith(f"slurm_1234_{steps}_") for name in names)
+    assert resumable_name("time", None, "seed=0") == "time"
+    monkeypatch.setenv("SLURM_STEP_ID", str(0xFFFFFFFA))  # of an interactive shell
+    assert resumable_name("time", "auto", "seed=0") == "time"
 
 
 def test_a_run_that_fails_says_how_it_can_go_on(
@@ -250,7 +289,7 @@ def test_a_run_that_fails_says_how_it_can_go_on(
     with pytest.raises(SystemExit):
         train(configure("recipe.save_every=1", steps=4))
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert f"with resume={last} added to its overrides the run resumes at step 2" in caplog.text
+    assert f"the command, given again with resume={last}, resumes at step 2" in caplog.text
 
 
 def test_a_second_interrupt_ends_a_run_at_once(

@@ -142,7 +142,8 @@ class MaskedAttentionDecoder(nn.Module):
             raise ValueError(f"activation {activation!r} is unknown; choose gelu or relu")
         if num_layers < self.num_memories:
             raise UserError(
-                f"num_layers={num_layers}: give at least {self.num_memories}, one for each memory"
+                f"num_layers={num_layers} of the transformer decoder: give at least {self.num_memories}, one for "
+                "each of the maps that its queries attend to in turn"
             )
         act = nn.GELU() if activation == "gelu" else nn.ReLU()
         self.masks_at_memory_size = False
