@@ -55,7 +55,9 @@ class HungarianMatcher:
         """
         costs = self.costs(class_logits.float(), point_logits.float(), labels, point_masks.float(), trust)
         terms = torch.stack(list(costs.values())).cpu()  # once, as a GPU is waited for
-        total = torch.stack([_finite(name, cost) for name, cost in zip(costs, terms, strict=True)]).sum(0)
+        total = torch.zeros(len(class_logits), len(labels))
+        for name, cost in zip(costs, terms, strict=True):
+            total += _finite(name, cost)
         rows, columns = linear_sum_assignment(total.numpy())
         device = class_logits.device
         return torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)
