@@ -67,7 +67,8 @@ def predict(config: dict[str, Any]) -> dict[Path, str]:
     if source.is_dir() and (left_out := others(source)):
         console.print(left_out)
     checkpoint = read(Path(config["checkpoint"]).expanduser())
-    if checkpoint.config.get("data", {}).get("synthetic"):
+    trained_with = checkpoint.config.get("data")
+    if isinstance(trained_with, dict) and trained_with.get("synthetic"):
         console.print(
             f"{checkpoint.path} was trained on synthetic scenes alone: expect little of it on photos"
         )

@@ -5,7 +5,6 @@ Composes the configuration, instantiates its parts and hands them to Lightning.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import sys
@@ -33,24 +32,22 @@ from src.config import CONFIG_DIR, build, refuse_unknown, run, sweep_jobs, to_pl
 from src.data.datamodule import SegmentationDataModule
 from src.engine.callbacks import LeanSteps, SynchronisedNorms
 from src.engine.checkpointing import RunTimer, WholeCheckpoints, keep_if_best, last_checkpoint
+from src.engine.checks import check_counts, check_pooled_norms, check_precision, monitored, tell_crops
 from src.engine.logging import quiet_lightning
 from src.engine.module import SegmentationModule
 from src.engine.optimisation import Optimisation
 from src.engine.report import means_line, print_results
-from src.engine.resuming import check_resumable
+from src.engine.resuming import check_resumable, set_aside_earlier
 from src.engine.sweep import SweepRun, mean_scores, print_sweep
 from src.errors import UserError, explained, message_of
-from src.models.layers import ONE_IMAGE_PER_DEVICE, PooledBatchNorm
 from src.models.recomputation import checkpoint_network
-from src.models.segmenter import SMALLEST_SIDE, count_parameters
+from src.models.segmenter import count_parameters
 
 log = logging.getLogger(__name__)
 
 _failed: list[int] = []  # runs of a sweep, by number
 
-_LEAST = {"save_every": 0, "crop_size": SMALLEST_SIDE}  # 0: no checkpoint in between
 _AUTO = "auto"  # as resume: from the run's own folder
-_PRECISIONS = ("32-true", "32", "bf16-mixed", "16-mixed")  # weights stay in float32
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
@@ -89,7 +86,7 @@ def train(config: DictConfig) -> float | None:
     quiet_lightning()
     plain = to_plain(config)
     refuse_unknown(plain["recipe"], "recipe/*.yaml", "recipe.")
-    _check_counts(plain["recipe"])
+    check_counts(plain["recipe"])
     if plain["trainer"]["max_steps"] == -1 and plain["trainer"].get("max_epochs") in (-1, None):
         raise UserError("recipe.steps=-1 trains without end: give trainer.max_epochs, or a number of steps")
     folder, resume = Path(config.run_dir), _resumed(config)
@@ -117,12 +114,12 @@ def train(config: DictConfig) -> float | None:
         seed=config.seed,
         config=plain,
     )
-    _check_pooled_norms(module.network, config)
-    monitor = _monitor(config, module)
+    check_pooled_norms(module.network, plain)
+    monitor = monitored(plain, module.score_names)
     trainer = _trainer(config, plain)
     data.check_epoch(trainer.world_size, trainer.accumulate_grad_batches)
-    _tell_crops(config, trainer)
-    _keep_earlier(folder, resume)  # now that nothing is left to refuse
+    tell_crops(plain, trainer.world_size)
+    set_aside_earlier(folder, resume)  # now that nothing is left to refuse
     try:
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
@@ -193,51 +190,6 @@ def announce(config: DictConfig) -> None:
         )
 
 
-def _check_counts(recipe: dict[str, Any]) -> None:
-    """Refuse words where whole numbers are meant, before they fail somewhere in the work."""
-    for key in ("steps", "batch_size", "crop_size", "val_every", "save_every", "num_points"):
-        value, least = recipe[key], _LEAST.get(key, 1)
-        endless = key == "steps" and value == -1  # up to trainer.max_epochs
-        if not endless and (type(value) is not int or value < least):
-            raise UserError(f"recipe.{key}={value}: give a whole number, at least {least}")
-
-
-def _check_pooled_norms(network: nn.Module, config: DictConfig) -> None:
-    """Refuse what the first step would, before the untrained network is scored."""
-    pooled = any(isinstance(module, PooledBatchNorm) for module in network.modules())
-    if pooled and config.recipe.batch_size == 1 and not config.trainer.sync_batchnorm:
-        raise UserError(ONE_IMAGE_PER_DEVICE)
-
-
-def _monitor(config: DictConfig, module: SegmentationModule) -> str | None:
-    """The score that chooses the best checkpoint, one of those that validations have; None where none is kept."""
-    if config.callbacks.get("best") is None:
-        return None
-    monitor, names = str(config.callbacks.best.monitor), module.score_names
-    if "new_classes" in config.data:
-        names += [f"val_{group}/m{metric}" for group in ("known", "new") for metric in ("IoU", "BIoU")]
-    if monitor not in names:
-        raise UserError(f"callbacks.best.monitor={monitor}: choose one of {', '.join(names)}")
-    return monitor
-
-
-def _tell_crops(config: DictConfig, trainer: Trainer) -> None:
-    """How many crops a step has over all devices, where that is not the recipe's number."""
-    crops = config.recipe.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-    meant = config.recipe.crops_per_step
-    if meant is not None and crops != meant:
-        log.warning(
-            "a step has %d crops (%d x %d devices x %d accumulated), recipe=%s means %d: change recipe.batch_size, "
-            "trainer.devices or trainer.accumulate_grad_batches",
-            crops,
-            config.recipe.batch_size,
-            trainer.world_size,
-            trainer.accumulate_grad_batches,
-            config.recipe.name,
-            meant,
-        )
-
-
 def _resumed(config: DictConfig) -> str | None:
     """The checkpoint to go on from, if there is one."""
     if config.resume != _AUTO:
@@ -270,9 +222,7 @@ def _network(config: DictConfig, *, fresh: bool) -> nn.Module:
 
 
 def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
-    precision = str(config.trainer.precision)
-    if precision not in _PRECISIONS:
-        raise UserError(f"trainer.precision={precision}: choose one of {', '.join(_PRECISIONS)}")
+    check_precision(str(config.trainer.precision))
     loggers: list[Logger] = []
     for name, node in config.logger.items():
         if node is not None:
@@ -302,23 +252,6 @@ def _trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
         if isinstance(error.__cause__, MisconfigurationException | ValueError):
             raise UserError(f"these trainer options cannot be met: {error.__cause__}") from error
         raise
-
-
-@rank_zero_only
-def _keep_earlier(folder: Path, resume: str | None) -> None:
-    """Give what an earlier run has left in the same folder other names, but for checkpoints that are resumed from.
-
-    Lightning would replace checkpoints and metrics, and scores would be taken for this run's until it has its own.
-    """
-    left = [folder / name for name in ("metrics.csv", "scores.csv", "scores.json")]
-    checkpoints = last_checkpoint(folder).parent
-    resumes = resume is not None and Path(resume).resolve().parent == checkpoints.resolve()
-    for path in left if resumes else [*left, checkpoints]:
-        if path.exists():
-            earlier = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(1))
-            kept = next(path for path in earlier if not path.exists())
-            path.rename(kept)
-            log.info("the %s of the run before are in %s", path.stem, kept)
 
 
 if __name__ == "__main__":

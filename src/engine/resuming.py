@@ -1,12 +1,17 @@
-"""Whether an interrupted run would go on as it is configured now."""
+"""Whether an interrupted run would go on as it is configured now, and what a new one does not replace."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from src.checkpoints.files import read_training
+from src.engine.checkpointing import last_checkpoint
 from src.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -95,6 +100,23 @@ def check_resumable(path: str, config: Mapping[str, Any]) -> int:
                 "%s was %s and is %s now: the run resumes, but not as it would have gone on", key, then, value
             )
     return steps
+
+
+@rank_zero_only
+def set_aside_earlier(folder: Path, resume: str | None) -> None:
+    """Give what an earlier run has left in the same folder other names, but for checkpoints that are resumed from.
+
+    Lightning would replace checkpoints and metrics, and scores would be taken for this run's until it has its own.
+    """
+    left = [folder / name for name in ("metrics.csv", "scores.csv", "scores.json")]
+    checkpoints = last_checkpoint(folder).parent
+    resumes = resume is not None and Path(resume).resolve().parent == checkpoints.resolve()
+    for path in left if resumes else [*left, checkpoints]:
+        if path.exists():
+            earlier = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(1))
+            kept = next(path for path in earlier if not path.exists())
+            path.rename(kept)
+            log.info("the %s of the run before are in %s", path.stem, kept)
 
 
 def _changes(key: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
