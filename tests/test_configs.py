@@ -209,3 +209,8 @@ def test_small_photos_bring_scales_that_can_still_be_chosen() -> None:
     for data in ("camvid", "camvid_car"):
         assert list(compose_config("train", [f"data={data}"]).data.scales) == [0.75, 1.0, 1.25, 1.5]
         assert list(compose_config("train", [f"data={data}", "recipe.scales=[2]"]).data.scales) == [2]
+
+
+def test_mask2formers_loss_gives_edges_no_weight():
+    assert instantiate(compose("experiment=massformer", "loss=mask2former").loss).edge_weight == 0
+    assert instantiate(compose("experiment=massformer").loss).edge_weight == 10

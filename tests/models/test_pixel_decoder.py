@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src.errors import UserError
 from src.models.pixel_decoder.cst import CrossSemanticTransmission
 from src.models.pixel_decoder.dual_branch import DualBranchPixelDecoder
 from src.models.pixel_decoder.egf import EdgeGuidedFusion
@@ -293,3 +294,11 @@ def test_another_number_of_maps_is_refused():
     parts = (PlainContext(8), PlainScale(8), PlainDetail(), PlainFusion())
     with pytest.raises(ValueError, match="strides 4, 8, 16 and 32; got 3"):
         DualBranchPixelDecoder((1, 2, 3), 8, 16, *parts)
+
+
+@pytest.mark.parametrize(
+    ("module", "width"), [(ReceptiveFieldBoosting, 6), (LowLevelStructure, 7), (EdgeGuidedFusion, 7)]
+)
+def test_widths_that_cannot_be_divided_are_refused(module, width):
+    with pytest.raises(UserError, match=f"{module.__name__}: width {width} has to be"):
+        module(width)
